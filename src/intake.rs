@@ -1,0 +1,248 @@
+//! A lane's intake: the bounded place between a source's thread, which appends rows, and the lane's task, which
+//! takes batches.
+//!
+//! Batching is natural: a lane takes what is there as soon as it is free, so batches are small and fast when idle
+//! and grow under load. The source never waits here; a full intake refuses the row, and the source goes on serving
+//! its broker until the [`Bell`] tells it to try again.
+
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use crate::delivery::{Segment, Token, Tracker};
+use crate::event::{BatchBuilder, EventBatch, Origin};
+use crate::spec::BatchLimits;
+
+/// Sealed batches that may wait beside the one that is being filled.
+const SEALED_BATCHES_MAX: usize = 2;
+
+/// A batch on its way through a lane, with the duty to bring it to its end.
+#[derive(Debug)]
+pub struct Delivery {
+    /// The events.
+    pub batch: EventBatch,
+    /// The duty.
+    pub token: Token,
+    /// When the first event was appended.
+    pub since: Instant,
+}
+
+/// The intake has no room; the row was not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Full;
+
+struct Open {
+    builder: BatchBuilder,
+    segments: Vec<Segment>,
+    since: Option<Instant>,
+}
+
+struct State {
+    open: Open,
+    sealed: std::collections::VecDeque<Delivery>,
+    closed: bool,
+    /// The open batch goes as it is, whatever `max_wait` says.
+    hurried: bool,
+    refused: bool,
+}
+
+/// The bounded intake of one lane.
+pub struct Intake {
+    limits: BatchLimits,
+    tracker: Arc<Tracker>,
+    state: Mutex<State>,
+    rows: Notify,
+    bell: Arc<Bell>,
+}
+
+/// Wakes a source's thread: rung when a lane has room again, when the client has rows, when the source must stop.
+#[derive(Debug, Default)]
+pub struct Bell {
+    rung: Mutex<bool>,
+    change: Condvar,
+}
+
+impl Bell {
+    /// Wakes the thread that waits, or lets its next wait return at once.
+    pub fn ring(&self) {
+        *self.rung.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        self.change.notify_one();
+    }
+
+    /// Waits until the bell was rung since the last wait, or `timeout` passed; true when it was rung.
+    pub fn wait(&self, timeout: Duration) -> bool {
+        let rung = self.rung.lock().unwrap_or_else(PoisonError::into_inner);
+        let (mut rung, _) =
+            self.change.wait_timeout_while(rung, timeout, |rung| !*rung).unwrap_or_else(PoisonError::into_inner);
+        std::mem::take(&mut *rung)
+    }
+}
+
+impl std::fmt::Debug for Intake {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Intake").field("limits", &self.limits).finish_non_exhaustive()
+    }
+}
+
+/// The source's hold on an intake while it appends a run of rows.
+pub struct Writer<'a> {
+    intake: &'a Intake,
+    state: MutexGuard<'a, State>,
+    appended: bool,
+}
+
+impl Intake {
+    /// An intake whose batches keep to `limits`. The bell is rung when the lane took a batch after a row was refused.
+    pub fn new(limits: BatchLimits, tracker: Arc<Tracker>, bell: Arc<Bell>) -> Self {
+        let open = Open { builder: BatchBuilder::default(), segments: Vec::new(), since: None };
+        Self {
+            limits,
+            tracker,
+            state: Mutex::new(State {
+                open,
+                sealed: Default::default(),
+                closed: false,
+                hurried: false,
+                refused: false,
+            }),
+            rows: Notify::new(),
+            bell,
+        }
+    }
+
+    /// Takes hold of the intake to append rows. Hold it for one run of rows, not longer: the lane waits meanwhile.
+    pub fn writer(&self) -> Writer<'_> {
+        Writer { intake: self, state: self.lock(), appended: false }
+    }
+
+    /// No row will come any more. What is there can still be taken.
+    pub fn close(&self) {
+        self.lock().closed = true;
+        self.rows.notify_one();
+    }
+
+    /// What is there goes as soon as the lane is free, without waiting for more: its partitions are being given up.
+    pub fn hurry(&self) {
+        let mut state = self.lock();
+        state.hurried = !state.open.builder.is_empty();
+        drop(state);
+        self.rows.notify_one();
+    }
+
+    /// Waits for the next batch; `None` when the intake was closed and is empty. Only one task may take.
+    ///
+    /// Cancel-safe: a batch is removed only when it is returned.
+    pub async fn take(&self) -> Option<Delivery> {
+        loop {
+            let until = {
+                let mut state = self.lock();
+                if let Some(delivery) = self.pop(&mut state) {
+                    let refused = std::mem::take(&mut state.refused);
+                    drop(state);
+                    if refused {
+                        self.bell.ring();
+                    }
+                    return Some(delivery);
+                }
+                if state.closed && state.open.builder.is_empty() {
+                    return None;
+                }
+                state.open.since.map(|since| since + self.limits.max_wait)
+            };
+            match until {
+                Some(until) => {
+                    tokio::select! {
+                        () = self.rows.notified() => {}
+                        () = tokio::time::sleep_until(until) => {}
+                    }
+                }
+                None => self.rows.notified().await,
+            }
+        }
+    }
+
+    /// The next batch if it may go now: a sealed one, or the open one when it has waited long enough.
+    fn pop(&self, state: &mut State) -> Option<Delivery> {
+        if let Some(delivery) = state.sealed.pop_front() {
+            return Some(delivery);
+        }
+        let since = state.open.since?;
+        let limits = &self.limits;
+        let full = state.open.builder.len() >= limits.max_events || state.open.builder.bytes() >= limits.max_bytes;
+        let due = full
+            || state.closed
+            || std::mem::take(&mut state.hurried)
+            || limits.max_wait.is_zero()
+            || since.elapsed() >= limits.max_wait;
+        due.then(|| self.seal(&mut state.open))
+    }
+
+    fn seal(&self, open: &mut Open) -> Delivery {
+        let segments = std::mem::take(&mut open.segments);
+        Delivery {
+            batch: open.builder.finish(),
+            token: Token::new(self.tracker.clone(), segments),
+            since: open.since.take().expect("a batch that is sealed has a first row"),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Writer<'_> {
+    /// Appends one row.
+    ///
+    /// # Errors
+    /// [`Full`] when the lane has as many rows waiting as it may; append it again after the bell was rung.
+    pub fn append<'a>(
+        &mut self,
+        origin: Origin,
+        key: Option<&[u8]>,
+        value: Option<&[u8]>,
+        timestamp: i64,
+        headers: impl Iterator<Item = (&'a [u8], Option<&'a [u8]>)> + Clone,
+    ) -> Result<(), Full> {
+        let limits = &self.intake.limits;
+        let header_bytes: usize = headers.clone().map(|(name, value)| name.len() + value.map_or(0, <[u8]>::len)).sum();
+        let bytes = key.map_or(0, <[u8]>::len) + value.map_or(0, <[u8]>::len) + header_bytes;
+        let state = &mut *self.state;
+        let open = &mut state.open;
+        let full = open.builder.len() >= limits.max_events
+            || (!open.builder.is_empty() && open.builder.bytes() + bytes > limits.max_bytes);
+        if full {
+            if state.sealed.len() >= SEALED_BATCHES_MAX {
+                state.refused = true;
+                return Err(Full);
+            }
+            let sealed = self.intake.seal(open);
+            state.sealed.push_back(sealed);
+        }
+        let open = &mut state.open;
+        match open.segments.iter_mut().rfind(|segment| segment.slot == origin.slot) {
+            Some(segment) => segment.last = origin.offset,
+            None => {
+                self.intake.tracker.begin(origin.slot, origin.offset);
+                open.segments.push(Segment { slot: origin.slot, first: origin.offset, last: origin.offset });
+            }
+        }
+        open.builder.append(origin, key, value, timestamp, headers);
+        open.since.get_or_insert_with(Instant::now);
+        self.appended = true;
+        Ok(())
+    }
+}
+
+impl Drop for Writer<'_> {
+    fn drop(&mut self) {
+        if self.appended {
+            self.intake.rows.notify_one();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
