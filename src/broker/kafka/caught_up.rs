@@ -1,0 +1,137 @@
+//! When a run that is to stop once it has caught up has caught up.
+//!
+//! The goal is set when all that publishes to the topics has ended: the end of every partition, also of those that
+//! other members of the group hold. A partition is done when the group's offset is at that end. Control records and compacted events may
+//! be the last before the end; no event says so, but librdkafka tells that the end was reached.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rdkafka::consumer::Consumer as _;
+use rdkafka::{Offset, TopicPartitionList};
+use tokio_util::sync::CancellationToken;
+
+use super::client::{Consumer, topic_state};
+use super::error;
+use super::group::Group;
+use super::source::Rows;
+use crate::broker::{BrokerError, BrokerErrorKind};
+use crate::delivery::{TopicPartition, Tracker};
+
+/// How long each question for an end may take.
+const QUESTION_TIMEOUT: Duration = Duration::from_secs(2);
+/// How often the group's offsets are asked for.
+const ASK_INTERVAL: Duration = Duration::from_secs(1);
+/// How long that may take.
+const ASK_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The goal of a run.
+pub(super) struct Goal {
+    /// Cancelled when the ends are to be noted.
+    take_ends: CancellationToken,
+    /// The ends that are not reached yet; none before they were noted.
+    ends: Option<BTreeMap<TopicPartition, i64>>,
+    ask_at: Instant,
+}
+
+impl Goal {
+    /// A goal that is set once `take_ends` is cancelled.
+    pub(super) fn new(take_ends: CancellationToken) -> Self {
+        Self { take_ends, ends: None, ask_at: Instant::now() }
+    }
+
+    /// Whether every end was reached, by this member or another.
+    ///
+    /// # Errors
+    /// When the broker refuses to tell.
+    pub(super) fn is_reached(
+        &mut self,
+        group: &mut Group,
+        rows: &Rows,
+        tracker: &Tracker,
+    ) -> Result<bool, BrokerError> {
+        if !self.take_ends.is_cancelled() {
+            return Ok(false);
+        }
+        let ask = Instant::now() >= self.ask_at;
+        let Some(ends) = &mut self.ends else {
+            if ask {
+                self.ends = waited_out(ends(group.consumer(), group.topics()))?;
+                let pause = if self.ends.is_some() { Duration::ZERO } else { ASK_INTERVAL };
+                self.ask_at = Instant::now() + pause;
+            }
+            return Ok(self.ends.as_ref().is_some_and(BTreeMap::is_empty));
+        };
+        let mut passed = Vec::new();
+        for held in group.assigned() {
+            let Some(&end) = ends.get(&held.partition) else { continue };
+            if tracker.next(held.slot).is_some_and(|next| next >= end) {
+                ends.remove(&held.partition);
+            } else if rows.end(held.slot).is_some_and(|seen| seen >= end) && tracker.drained(&[held.slot]) {
+                ends.remove(&held.partition);
+                passed.push((held.partition.clone(), end));
+            }
+        }
+        for (partition, end) in passed {
+            // So that other members, and the next run, see that nothing is left before the end.
+            group.passed(&partition, end);
+        }
+        if !ends.is_empty() && ask {
+            forget_committed(ends, group.consumer())?;
+            self.ask_at = Instant::now() + ASK_INTERVAL;
+        }
+        Ok(self.ends.as_ref().is_some_and(BTreeMap::is_empty))
+    }
+}
+
+/// The ends of all partitions of these topics that have events.
+fn ends(consumer: &Consumer, topics: &[String]) -> Result<BTreeMap<TopicPartition, i64>, BrokerError> {
+    let mut ends = BTreeMap::new();
+    for name in topics {
+        let state = topic_state(consumer, name, QUESTION_TIMEOUT)
+            .map_err(|error| error::failed(format!("ask for the partitions of topic {name}"), &error))?;
+        let topic: Arc<str> = Arc::from(name.as_str());
+        for partition in 0..state.partitions {
+            let (low, end) = consumer.fetch_watermarks(name, partition, QUESTION_TIMEOUT).map_err(|error| {
+                error::failed(format!("ask for the end of partition {partition} of topic {name}"), &error)
+            })?;
+            if low < end {
+                ends.insert(TopicPartition { topic: topic.clone(), partition }, end);
+            }
+        }
+    }
+    Ok(ends)
+}
+
+/// None for what may pass: an outage, a leader or a coordinator on the move.
+fn waited_out<T>(result: Result<T, BrokerError>) -> Result<Option<T>, BrokerError> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(error) if error.kind == BrokerErrorKind::Denied => Err(error),
+        Err(error) => {
+            tracing::debug!(target: "fluxmill::kafka", "{error}; asked again");
+            Ok(None)
+        }
+    }
+}
+
+/// Forgets the ends that the group's offsets have reached.
+fn forget_committed(ends: &mut BTreeMap<TopicPartition, i64>, consumer: &Consumer) -> Result<(), BrokerError> {
+    let mut list = TopicPartitionList::with_capacity(ends.len());
+    for partition in ends.keys() {
+        list.add_partition(&partition.topic, partition.partition);
+    }
+    let asked = consumer.committed_offsets(list, ASK_TIMEOUT);
+    let asked = asked.map_err(|error| error::failed("ask for the group's offsets", &error));
+    let Some(committed) = waited_out(asked)? else { return Ok(()) };
+    for element in committed.elements() {
+        if let Offset::Offset(offset) = element.offset() {
+            let partition = TopicPartition { topic: Arc::from(element.topic()), partition: element.partition() };
+            if ends.get(&partition).is_some_and(|end| offset >= *end) {
+                ends.remove(&partition);
+            }
+        }
+    }
+    Ok(())
+}

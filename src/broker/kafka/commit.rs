@@ -1,0 +1,181 @@
+//! Which offsets are to be committed, which are on their way, and what a failed commit means.
+//!
+//! One commit is on its way at a time; what moves meanwhile goes with the next. A failed one stays wanted, so that it
+//! is sent again even when no watermark moves any more.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use rdkafka::error::RDKafkaErrorCode;
+use rdkafka::{Offset, TopicPartitionList};
+
+use super::client::Consumer;
+use super::{error, ffi};
+use crate::broker::{BrokerError, BrokerErrorKind};
+use crate::delivery::TopicPartition;
+
+/// How a commit ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Committed {
+    /// All of it is safe.
+    Whole,
+    /// Something failed and may pass when it is sent again.
+    Again,
+    /// This member's generation is over: nothing of the partitions that are being revoked can be committed.
+    Stale,
+}
+
+/// The offsets to commit.
+#[derive(Debug, Default)]
+pub(super) struct Commits {
+    wanted: BTreeMap<TopicPartition, i64>,
+    sent: Option<Vec<TopicPartition>>,
+    /// The last one failed, and it was told.
+    failing: bool,
+}
+
+impl Commits {
+    /// `next` is to be committed.
+    pub(super) fn want(&mut self, partition: TopicPartition, next: i64) {
+        self.wanted.insert(partition, next);
+    }
+
+    /// These are not ours any more.
+    pub(super) fn forget<'a>(&mut self, partitions: impl IntoIterator<Item = &'a TopicPartition>) {
+        for partition in partitions {
+            self.wanted.remove(partition);
+        }
+    }
+
+    /// Whether something of these is not committed, or may be on its way.
+    pub(super) fn owes(&self, partitions: &[TopicPartition]) -> bool {
+        partitions.iter().any(|partition| {
+            self.wanted.contains_key(partition) || self.sent.as_ref().is_some_and(|sent| sent.contains(partition))
+        })
+    }
+
+    /// Whether nothing is wanted and nothing is on its way.
+    pub(super) fn is_settled(&self) -> bool {
+        self.wanted.is_empty() && self.sent.is_none()
+    }
+
+    /// Sends what is wanted, unless a commit is on its way already.
+    ///
+    /// # Errors
+    /// When librdkafka does not take it.
+    pub(super) fn send(&mut self, consumer: &Consumer, action: &str) -> Result<(), BrokerError> {
+        if self.sent.is_some() || self.wanted.is_empty() {
+            return Ok(());
+        }
+        let mut offsets = TopicPartitionList::with_capacity(self.wanted.len());
+        for (partition, &next) in &self.wanted {
+            offsets
+                .add_partition_offset(&partition.topic, partition.partition, Offset::Offset(next))
+                .map_err(|error| error::failed(action, &error))?;
+        }
+        ffi::commit(consumer, &offsets).map_err(|code| error::coded(action, code, ""))?;
+        self.sent = Some(self.wanted.keys().cloned().collect());
+        Ok(())
+    }
+
+    /// The commit that was sent has ended.
+    ///
+    /// # Errors
+    /// When the broker refuses for good.
+    pub(super) fn ended(
+        &mut self,
+        offsets: &TopicPartitionList,
+        whole: Option<RDKafkaErrorCode>,
+        action: &str,
+    ) -> Result<Committed, BrokerError> {
+        let mut failed = whole.filter(|code| *code != RDKafkaErrorCode::NoOffset);
+        for element in offsets.elements() {
+            let own = element.error().err().and_then(|error| error::code(&error));
+            failed = failed.or(own);
+            if let (None, None, Offset::Offset(next)) = (whole, own, element.offset()) {
+                let partition = TopicPartition { topic: Arc::from(element.topic()), partition: element.partition() };
+                // What moved on since it was sent stays wanted.
+                if self.wanted.get(&partition).is_some_and(|wanted| *wanted <= next) {
+                    self.wanted.remove(&partition);
+                }
+            }
+        }
+        self.sent = None;
+        let Some(code) = failed else {
+            if std::mem::take(&mut self.failing) {
+                tracing::info!(target: "fluxmill::kafka", "{action}: works again");
+            }
+            return Ok(Committed::Whole);
+        };
+        self.failure(code, action)
+    }
+
+    fn failure(&mut self, code: RDKafkaErrorCode, action: &str) -> Result<Committed, BrokerError> {
+        use RDKafkaErrorCode as Code;
+        match code {
+            Code::RebalanceInProgress | Code::AssignmentLost => Ok(Committed::Again),
+            Code::IllegalGeneration | Code::UnknownMemberId | Code::StaleMemberEpoch | Code::FencedMemberEpoch => {
+                Ok(Committed::Stale)
+            }
+            Code::Fatal | Code::FencedInstanceId => Err(error::coded(action, code, "")),
+            _ if error::kind(code) == BrokerErrorKind::Denied => Err(error::coded(action, code, "")),
+            _ => {
+                if !std::mem::replace(&mut self.failing, true) {
+                    tracing::warn!(target: "fluxmill::kafka", "{action}: {code}; sent again until it works");
+                }
+                Ok(Committed::Again)
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn orders(partition: i32) -> TopicPartition {
+        TopicPartition { topic: "orders".into(), partition }
+    }
+
+    fn list(offsets: &[(i32, i64)]) -> TopicPartitionList {
+        let mut list = TopicPartitionList::new();
+        for &(partition, offset) in offsets {
+            list.add_partition_offset("orders", partition, Offset::Offset(offset)).unwrap();
+        }
+        list
+    }
+
+    fn sent(wanted: &[(i32, i64)]) -> Commits {
+        let mut commits = Commits::default();
+        for &(partition, next) in wanted {
+            commits.want(orders(partition), next);
+        }
+        commits.sent = Some(commits.wanted.keys().cloned().collect());
+        commits
+    }
+
+    #[test]
+    fn a_failed_commit_stays_wanted() {
+        let mut commits = sent(&[(0, 5)]);
+        let ended = commits.ended(&list(&[(0, 5)]), Some(RDKafkaErrorCode::WaitingForCoordinator), "commit");
+        assert_eq!(ended.unwrap(), Committed::Again);
+        assert!(commits.owes(&[orders(0)]) && commits.sent.is_none());
+    }
+
+    #[test]
+    fn what_moved_on_meanwhile_stays_wanted() {
+        let mut commits = sent(&[(0, 5), (1, 7)]);
+        commits.want(orders(0), 6);
+        assert_eq!(commits.ended(&list(&[(0, 5), (1, 7)]), None, "commit").unwrap(), Committed::Whole);
+        assert!(commits.owes(&[orders(0)]) && !commits.owes(&[orders(1)]));
+    }
+
+    #[test]
+    fn an_old_generation_is_told_apart_and_a_denial_ends() {
+        let mut commits = sent(&[(0, 5)]);
+        let ended = commits.ended(&list(&[(0, 5)]), Some(RDKafkaErrorCode::IllegalGeneration), "commit");
+        assert_eq!(ended.unwrap(), Committed::Stale);
+        let denied = commits.ended(&list(&[(0, 5)]), Some(RDKafkaErrorCode::GroupAuthorizationFailed), "commit");
+        assert_eq!(denied.unwrap_err().kind, BrokerErrorKind::Denied);
+    }
+}

@@ -1,0 +1,425 @@
+//! Membership in a consumer group: assignments, revocations, commits, start offsets, and what to make of errors. The
+//! control plane of a source; it never touches a row.
+//!
+//! Everything happens on the thread that calls [`Group::serve`], which must be often: it is what keeps the member in
+//! its group. While revoked partitions drain, the others go on.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rdkafka::TopicPartitionList;
+use rdkafka::consumer::{Consumer as _, RebalanceProtocol};
+use rdkafka::error::KafkaError;
+use rdkafka::message::BorrowedMessage;
+
+use super::client::{Attached, Consumer, Note, Notes, Reach};
+use super::commit::{Commits, Committed};
+use super::error;
+use super::health::Health;
+use super::start;
+use crate::broker::{BrokerError, SourceContext};
+use crate::delivery::{Slot, TopicPartition, Tracker};
+use crate::intake::Bell;
+use crate::spec::{KafkaConnection, KafkaSourceSpec, StartOffset};
+
+/// How long the first connection may take.
+pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often progress is committed.
+const COMMIT_INTERVAL: Duration = Duration::from_millis(200);
+/// How long the last commit of a partition may take after its events have ended.
+const LAST_COMMIT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long to wait after start offsets could not be looked up.
+const LOOKUP_PAUSE: Duration = Duration::from_secs(1);
+/// How long to wait for the bell. Nothing depends on it but the pace of commits and probes.
+const IDLE_WAIT: Duration = Duration::from_millis(50);
+/// How long to wait for what is in flight before the group is served again.
+const DRAIN_WAIT: Duration = Duration::from_millis(10);
+/// Events of the group served in one call, so that rows get their turn.
+const EVENTS_MAX: usize = 64;
+
+/// A partition that this member holds.
+#[derive(Clone, Debug)]
+pub(super) struct Assignment {
+    /// This assignment of it.
+    pub(super) slot: Slot,
+    /// Which one.
+    pub(super) partition: TopicPartition,
+}
+
+/// The data plane, as the group sees it.
+pub(super) trait Plane {
+    /// A partition is about to be assigned: get ready for its rows, which come right after.
+    ///
+    /// # Errors
+    /// When its rows could not be taken.
+    fn begin(&mut self, consumer: &Arc<Consumer>, assignment: &Assignment) -> Result<(), BrokerError>;
+
+    /// Take no more rows of this assignment, and forget those that no batch has taken.
+    fn stop(&mut self, slot: Slot);
+
+    /// A row came where none should. It must not be lost.
+    fn stray(&mut self, message: &BorrowedMessage<'_>);
+}
+
+/// Partitions on their way to another member.
+#[derive(Debug)]
+struct Revoking {
+    partitions: TopicPartitionList,
+    slots: Vec<Slot>,
+    names: Vec<TopicPartition>,
+    drain_until: Instant,
+    commit_until: Instant,
+}
+
+/// A member of a consumer group.
+pub(super) struct Group {
+    // First, so that it is dropped before the consumer, whose drop waits for its own leave.
+    _attached: Attached,
+    consumer: Arc<Consumer>,
+    tracker: Arc<Tracker>,
+    bell: Arc<Bell>,
+    start: StartOffset,
+    topics: Vec<String>,
+    assigned: Vec<Assignment>,
+    /// Rebalances that were not answered yet, and when to try the next.
+    rebalances: VecDeque<Note>,
+    retry_at: Option<Instant>,
+    revoking: Option<Revoking>,
+    commits: Commits,
+    commit_at: Instant,
+    commit_action: String,
+    drain_timeout: Duration,
+    health: Health,
+}
+
+impl Group {
+    /// Connects, and makes sure that the topics can be read. The group is joined by [`Group::join`].
+    ///
+    /// # Errors
+    /// When the cluster is not reached in time, or a topic does not exist or may not be read.
+    pub(super) fn connect(
+        connection: &KafkaConnection,
+        spec: &KafkaSourceSpec,
+        client_id: &str,
+        context: &SourceContext,
+    ) -> Result<Self, BrokerError> {
+        let address = super::address(connection);
+        let config = super::consumer(connection, spec, client_id, context.caught_up.is_some());
+        let action = format!("set up a consumer for {address}");
+        let mut consumer = Notes::consumer(&config, client_id).map_err(|error| error::failed(action, &error))?;
+        let bell = context.bell.clone();
+        consumer.set_nonempty_callback(move || bell.ring());
+        let names: Vec<&str> = spec.topics.iter().map(String::as_str).collect();
+        let states = Reach::new(&consumer, &address, &names, Instant::now() + CONNECT_TIMEOUT).all()?;
+        for state in &states {
+            if let Some(code) = state.error {
+                return Err(error::coded(format!("read topic {} on {address}", state.name), code, ""));
+            }
+        }
+        let most = super::max_poll_interval(&config) * 3 / 4;
+        let group = Self {
+            _attached: consumer.context().attach(),
+            consumer: Arc::new(consumer),
+            tracker: context.tracker.clone(),
+            bell: context.bell.clone(),
+            start: spec.start,
+            topics: spec.topics.clone(),
+            assigned: Vec::new(),
+            rebalances: VecDeque::new(),
+            retry_at: None,
+            revoking: None,
+            commits: Commits::default(),
+            commit_at: Instant::now() + COMMIT_INTERVAL,
+            commit_action: format!("commit offsets of group {} on {address}", spec.group),
+            // The broker takes a member that does not answer a rebalance within its poll interval for dead.
+            drain_timeout: context.drain_timeout.min(most),
+            health: Health::new(address, spec.topics.clone()),
+        };
+        Ok(group)
+    }
+
+    /// Joins the group.
+    ///
+    /// # Errors
+    /// When librdkafka does not take the subscription.
+    pub(super) fn join(&self) -> Result<(), BrokerError> {
+        let topics: Vec<&str> = self.topics.iter().map(String::as_str).collect();
+        self.consumer.subscribe(&topics).map_err(|error| error::failed("subscribe", &error))
+    }
+
+    /// The consumer, to ask the cluster with.
+    pub(super) fn consumer(&self) -> &Consumer {
+        &self.consumer
+    }
+
+    /// The topics that are read.
+    pub(super) fn topics(&self) -> &[String] {
+        &self.topics
+    }
+
+    /// The partitions that are held.
+    pub(super) fn assigned(&self) -> &[Assignment] {
+        &self.assigned
+    }
+
+    /// Everything of this partition up to `next` has ended, though the tracker cannot know.
+    pub(super) fn passed(&mut self, partition: &TopicPartition, next: i64) {
+        // What the tracker knows comes first: it is less.
+        self.note_progress();
+        self.commits.want(partition.clone(), next);
+    }
+
+    /// Serves what the group has to tell, moves rebalances on and commits progress. Does not wait.
+    ///
+    /// # Errors
+    /// When this member cannot go on.
+    pub(super) fn serve(&mut self, plane: &mut impl Plane) -> Result<(), BrokerError> {
+        for _ in 0..EVENTS_MAX {
+            let before = self.consumer.context().served();
+            // Errors are noted by the context as well, with their reason.
+            let stray = self.consumer.poll(Duration::ZERO).and_then(Result::ok);
+            if let Some(message) = &stray {
+                plane.stray(message);
+            }
+            let none = stray.is_none();
+            drop(stray);
+            while let Some(note) = self.consumer.context().take() {
+                self.act(note)?;
+            }
+            if none && self.consumer.context().served() == before {
+                break;
+            }
+        }
+        self.rebalance(plane)?;
+        self.health.check(&self.consumer)?;
+        let now = Instant::now();
+        if now >= self.commit_at {
+            self.commit_at = now + COMMIT_INTERVAL;
+            self.commit()?;
+        }
+        Ok(())
+    }
+
+    /// Whether everything that was taken has ended.
+    pub(super) fn is_drained(&self) -> bool {
+        self.assigned.iter().all(|assignment| self.tracker.drained(&[assignment.slot]))
+    }
+
+    /// Whether a batch was abandoned: it will never end, and its pipeline is ending.
+    pub(super) fn waits_in_vain(&self) -> bool {
+        self.tracker.abandoned() > 0
+    }
+
+    /// Waits until there may be something to do: an answer of the broker, rows, room, or the end of what is awaited.
+    /// While draining, that is everything that was taken; else it is what is being given up.
+    pub(super) fn pause(&self, draining: bool) {
+        let slots: Vec<Slot> = match &self.revoking {
+            Some(revoking) => revoking.slots.clone(),
+            None if draining => self.assigned.iter().map(|assignment| assignment.slot).collect(),
+            None => Vec::new(),
+        };
+        if self.tracker.drained(&slots) || self.waits_in_vain() {
+            self.bell.wait(IDLE_WAIT);
+        } else {
+            self.tracker.wait_drained(&slots, DRAIN_WAIT);
+        }
+    }
+
+    /// Commits what has ended, now, and waits for the broker's answer; false when `until` passed first.
+    ///
+    /// # Errors
+    /// When the broker refuses for good.
+    pub(super) fn commit_all(&mut self, plane: &mut impl Plane, until: Instant) -> Result<bool, BrokerError> {
+        let until = until.max(Instant::now() + LAST_COMMIT_TIMEOUT);
+        loop {
+            self.commit()?;
+            if self.commits.is_settled() {
+                return Ok(true);
+            }
+            if Instant::now() >= until {
+                return Ok(false);
+            }
+            self.bell.wait(IDLE_WAIT);
+            self.serve(plane)?;
+        }
+    }
+
+    fn act(&mut self, note: Note) -> Result<(), BrokerError> {
+        match note {
+            Note::Assign(_) | Note::Revoke { .. } => self.rebalances.push_back(note),
+            Note::Error(code, reason) => self.health.failed(&self.consumer, code, &reason)?,
+            Note::Committed(offsets, whole) => match self.commits.ended(&offsets, whole, &self.commit_action)? {
+                Committed::Whole => self.health.works(),
+                Committed::Again => {}
+                Committed::Stale => {
+                    if let Some(revoking) = &mut self.revoking {
+                        revoking.commit_until = Instant::now();
+                    }
+                }
+            },
+        }
+        Ok(())
+    }
+
+    fn note_progress(&mut self) {
+        for progress in self.tracker.progress() {
+            self.commits.want(progress.partition, progress.next);
+        }
+    }
+
+    fn commit(&mut self) -> Result<(), BrokerError> {
+        self.note_progress();
+        self.commits.send(&self.consumer, &self.commit_action)
+    }
+
+    /// Answers rebalances, one after the other, as far as they can be answered now.
+    fn rebalance(&mut self, plane: &mut impl Plane) -> Result<(), BrokerError> {
+        loop {
+            if self.revoking.is_some() && !self.let_go(plane)? {
+                return Ok(());
+            }
+            let now = Instant::now();
+            if self.retry_at.is_some_and(|at| now < at) {
+                return Ok(());
+            }
+            match self.rebalances.pop_front() {
+                Some(Note::Assign(partitions)) => {
+                    self.retry_at = None;
+                    if let Some(again) = self.assign(partitions, plane)? {
+                        self.retry_at = Some(now + LOOKUP_PAUSE);
+                        self.rebalances.push_front(Note::Assign(again));
+                    }
+                }
+                Some(Note::Revoke { partitions, lost }) => self.revoke(partitions, lost, plane)?,
+                Some(Note::Committed(..) | Note::Error(..)) | None => return Ok(()),
+            }
+        }
+    }
+
+    /// Takes partitions; gives them back when the cluster did not say in time where to begin.
+    fn assign(
+        &mut self,
+        mut partitions: TopicPartitionList,
+        plane: &mut impl Plane,
+    ) -> Result<Option<TopicPartitionList>, BrokerError> {
+        let begun = match start::positions(&self.consumer, self.start, &partitions) {
+            Ok(begun) => begun,
+            Err(error) => {
+                let action = format!("look up where to begin: {error}; tried again");
+                self.consumer.context().lines().warn("START", &action);
+                return Ok(Some(partitions));
+            }
+        };
+        for (partition, next) in begun {
+            let place = rdkafka::Offset::Offset(next);
+            partitions
+                .set_partition_offset(&partition.topic, partition.partition, place)
+                .map_err(|error| error::failed("set where to begin", &error))?;
+            // Committed at once: a restart before the first event must not skip what came meanwhile.
+            self.commits.want(partition, next);
+        }
+        for partition in names(&partitions) {
+            let slot = self.tracker.assign(partition.clone());
+            let assignment = Assignment { slot, partition };
+            // Before the assignment: a queue that is split off later stalls, or has missed rows.
+            plane.begin(&self.consumer, &assignment)?;
+            self.assigned.push(assignment);
+        }
+        self.answer(true, &partitions)?;
+        tracing::debug!(target: "fluxmill::kafka", "assigned {partitions:?}");
+        Ok(None)
+    }
+
+    /// Begins to give partitions up, or forgets them when they are lost already.
+    fn revoke(
+        &mut self,
+        partitions: TopicPartitionList,
+        lost: bool,
+        plane: &mut impl Plane,
+    ) -> Result<(), BrokerError> {
+        let names = names(&partitions);
+        let slots: Vec<Slot> =
+            self.assigned.iter().filter(|held| names.contains(&held.partition)).map(|held| held.slot).collect();
+        for &slot in &slots {
+            plane.stop(slot);
+        }
+        let now = Instant::now();
+        let (drain_until, commit_until) = if lost {
+            let text = format!("{} partitions were lost; what was in flight is delivered again", names.len());
+            self.consumer.context().lines().warn("LOST", &text);
+            (now, now)
+        } else {
+            let drain_until = now + self.drain_timeout;
+            (drain_until, drain_until + LAST_COMMIT_TIMEOUT)
+        };
+        if lost {
+            // Others may hold them: not even what has ended may be committed.
+            slots.iter().for_each(|&slot| self.tracker.revoke(slot));
+            self.commits.forget(&names);
+        }
+        self.revoking = Some(Revoking { partitions, slots, names, drain_until, commit_until });
+        Ok(())
+    }
+
+    /// Lets go of revoked partitions once they have drained and are committed, or the time is up; true when it did.
+    fn let_go(&mut self, plane: &mut impl Plane) -> Result<bool, BrokerError> {
+        let Some(revoking) = &self.revoking else { return Ok(true) };
+        let now = Instant::now();
+        let drained = self.tracker.drained(&revoking.slots);
+        if !drained && !self.waits_in_vain() && now < revoking.drain_until {
+            return Ok(false);
+        }
+        if now < revoking.commit_until {
+            let names = revoking.names.clone();
+            self.commit()?;
+            if self.commits.owes(&names) {
+                return Ok(false);
+            }
+        }
+        let Some(revoking) = self.revoking.take() else { return Ok(true) };
+        if !drained {
+            let text = "revoked partitions did not drain in time; what was in flight is delivered again";
+            self.consumer.context().lines().warn("DRAIN", text);
+        }
+        for &slot in &revoking.slots {
+            plane.stop(slot);
+            self.tracker.revoke(slot);
+        }
+        self.commits.forget(&revoking.names);
+        self.assigned.retain(|held| !revoking.slots.contains(&held.slot));
+        self.answer(false, &revoking.partitions)?;
+        tracing::debug!(target: "fluxmill::kafka", "revoked {:?}", revoking.partitions);
+        Ok(true)
+    }
+
+    /// Tells librdkafka that partitions were taken, or let go.
+    fn answer(&self, takes: bool, partitions: &TopicPartitionList) -> Result<(), BrokerError> {
+        let cooperative = matches!(self.consumer.rebalance_protocol(), RebalanceProtocol::Cooperative);
+        let (action, result) = match (takes, cooperative) {
+            (true, true) => ("take partitions", self.consumer.incremental_assign(partitions)),
+            (true, false) => ("take partitions", self.consumer.assign(partitions)),
+            (false, true) => ("let go of partitions", self.consumer.incremental_unassign(partitions)),
+            (false, false) => ("let go of partitions", self.consumer.unassign()),
+        };
+        result.map_err(|error: KafkaError| error::failed(action, &error))
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        // Late acknowledgements must find nothing.
+        for assignment in &self.assigned {
+            self.tracker.revoke(assignment.slot);
+        }
+    }
+}
+
+/// The partitions of a list.
+fn names(partitions: &TopicPartitionList) -> Vec<TopicPartition> {
+    let name = |element: &rdkafka::topic_partition_list::TopicPartitionListElem<'_>| TopicPartition {
+        topic: Arc::from(element.topic()),
+        partition: element.partition(),
+    };
+    partitions.elements().iter().map(name).collect()
+}

@@ -1,0 +1,315 @@
+//! Rows from librdkafka's partition queues to the lanes' intakes. The data plane of a source; it knows nothing of the
+//! group but which partitions it holds.
+//!
+//! Each partition has a queue of its own, so a lane that is full stops its own partitions and no others: their queues
+//! fill up to a bound, and librdkafka stops fetching them. The row that a full lane refused is kept, and is the first
+//! when there is room again.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rdkafka::Message as _;
+use rdkafka::consumer::Consumer as _;
+use rdkafka::consumer::base_consumer::PartitionQueue;
+use rdkafka::error::KafkaError;
+use rdkafka::message::BorrowedMessage;
+
+use super::caught_up::Goal;
+use super::client::{Consumer, Notes};
+use super::ffi;
+use super::group::{Assignment, Group, Plane};
+use crate::broker::{BrokerError, BrokerErrorKind, Source, SourceContext, SourceEnd};
+use crate::delivery::Slot;
+use crate::event::Origin;
+use crate::intake::{Bell, Full, Intake, Writer};
+use crate::spec::{KafkaConnection, KafkaSourceSpec};
+
+/// Rows that one partition may append before the next has its turn.
+const RUN_MAX: usize = 512;
+
+/// Kafka's own value for an event without a timestamp. It is passed on as it is, and is published as it is.
+const NO_TIMESTAMP: i64 = -1;
+
+/// The events of a consumer group's topics.
+#[derive(Debug)]
+pub struct KafkaSource {
+    connection: KafkaConnection,
+    spec: KafkaSourceSpec,
+    client_id: String,
+}
+
+impl KafkaSource {
+    /// A source that calls itself `client_id` at the broker. Connects when it runs.
+    ///
+    /// # Errors
+    /// When librdkafka does not know a setting, or not its value.
+    pub fn new(connection: &KafkaConnection, spec: &KafkaSourceSpec, client_id: &str) -> Result<Self, BrokerError> {
+        super::consumer(connection, spec, client_id, false).create_native_config().map_err(|error| {
+            super::error::failed(format!("set up a consumer for {}", super::address(connection)), &error)
+        })?;
+        Ok(Self { connection: connection.clone(), spec: spec.clone(), client_id: client_id.to_owned() })
+    }
+}
+
+impl Source for KafkaSource {
+    fn run(self, context: SourceContext) -> Result<SourceEnd, BrokerError> {
+        // However this ends, by an error or a panic too, the lanes must learn that nothing more comes.
+        let intakes = CloseIntakes(context.intakes.clone());
+        let mut group = Group::connect(&self.connection, &self.spec, &self.client_id, &context)?;
+        let mut goal = context.caught_up.clone().map(Goal::new);
+        let mut rows = Rows::new(context.intakes.clone(), context.bell.clone());
+        group.join()?;
+        loop {
+            group.serve(&mut rows)?;
+            if context.stop.is_cancelled() {
+                break;
+            }
+            let moved = rows.take()?;
+            if let Some(goal) = &mut goal
+                && goal.is_reached(&mut group, &rows, &context.tracker)?
+            {
+                break;
+            }
+            if !moved {
+                group.pause(false);
+            }
+        }
+        drop(intakes);
+        let until = Instant::now() + context.drain_timeout;
+        while !group.is_drained() && !group.waits_in_vain() && Instant::now() < until {
+            group.pause(true);
+            group.serve(&mut rows)?;
+        }
+        let drained = group.is_drained();
+        let committed = group.commit_all(&mut rows, until)?;
+        // The queues hold the consumer, and dropping the consumer leaves the group.
+        drop(rows);
+        drop(group);
+        Ok(if drained && committed { SourceEnd::Drained } else { SourceEnd::DrainTimedOut })
+    }
+}
+
+/// Closes the intakes when dropped.
+struct CloseIntakes(Vec<Arc<Intake>>);
+
+impl Drop for CloseIntakes {
+    fn drop(&mut self) {
+        for intake in &self.0 {
+            intake.close();
+        }
+    }
+}
+
+/// A row that no intake has taken yet. Its bytes are its own: librdkafka's buffer holds a whole fetch.
+struct Parked {
+    offset: i64,
+    key: Option<Vec<u8>>,
+    value: Option<Vec<u8>>,
+    timestamp: i64,
+    headers: Vec<(Vec<u8>, Option<Vec<u8>>)>,
+}
+
+impl Parked {
+    fn new(message: &BorrowedMessage<'_>) -> Self {
+        Self {
+            offset: message.offset(),
+            key: message.key().map(<[u8]>::to_vec),
+            value: message.payload().map(<[u8]>::to_vec),
+            timestamp: message.timestamp().to_millis().unwrap_or(NO_TIMESTAMP),
+            headers: ffi::headers(message).map(|(name, value)| (name.to_vec(), value.map(<[u8]>::to_vec))).collect(),
+        }
+    }
+
+    fn append(&self, slot: Slot, writer: &mut Writer<'_>) -> Result<(), Full> {
+        let headers = self.headers.iter().map(|(name, value)| (name.as_slice(), value.as_deref()));
+        let origin = Origin { slot, offset: self.offset };
+        writer.append(origin, self.key.as_deref(), self.value.as_deref(), self.timestamp, headers)
+    }
+}
+
+fn append(message: &BorrowedMessage<'_>, slot: Slot, writer: &mut Writer<'_>) -> Result<(), Full> {
+    let origin = Origin { slot, offset: message.offset() };
+    let timestamp = message.timestamp().to_millis().unwrap_or(NO_TIMESTAMP);
+    writer.append(origin, message.key(), message.payload(), timestamp, ffi::headers(message))
+}
+
+/// A partition whose rows are taken.
+struct Partition {
+    assignment: Assignment,
+    lane: usize,
+    consumer: Arc<Consumer>,
+    queue: PartitionQueue<Notes>,
+    /// The offset of the last row that came.
+    last: Option<i64>,
+    /// Rows to append before those of the queue; one at most, unless rows came by a way they should not.
+    parked: VecDeque<Parked>,
+    /// Where the partition's end was when it was last reached; all rows before it were in the queue before.
+    end: Option<i64>,
+}
+
+/// How a partition's turn ended.
+enum Turn {
+    /// There was nothing.
+    Empty,
+    /// Rows were appended.
+    Moved,
+    /// Rows may have been appended, then the lane was full.
+    Full,
+    /// An offset came that is not above the last one.
+    WentBack(i64),
+}
+
+/// The partitions whose rows are taken, and the lanes they go to.
+pub(super) struct Rows {
+    intakes: Vec<Arc<Intake>>,
+    bell: Arc<Bell>,
+    partitions: Vec<Partition>,
+    /// Lanes found full in the current round.
+    full: Vec<bool>,
+    /// Who begins the next round: lanes are shared, and none may always come first.
+    first: usize,
+}
+
+impl Rows {
+    fn new(intakes: Vec<Arc<Intake>>, bell: Arc<Bell>) -> Self {
+        let full = vec![false; intakes.len()];
+        Self { intakes, bell, partitions: Vec::new(), full, first: 0 }
+    }
+
+    /// One round: each partition whose lane has room appends a run of rows. True when rows moved.
+    ///
+    /// # Errors
+    /// When a partition's offsets went back: the topic was truncated, or deleted and made anew. The watermark only
+    /// rises, so it would confirm events that were never processed; the next start begins with what is kept.
+    fn take(&mut self) -> Result<bool, BrokerError> {
+        self.full.fill(false);
+        let count = self.partitions.len();
+        let mut moved = false;
+        for turn in 0..count {
+            let partition = &mut self.partitions[(self.first + turn) % count];
+            if self.full[partition.lane] {
+                continue;
+            }
+            match partition.take(&self.intakes[partition.lane]) {
+                Turn::Empty => {}
+                Turn::Moved => moved = true,
+                Turn::Full => self.full[partition.lane] = true,
+                Turn::WentBack(offset) => return Err(went_back(partition, offset)),
+            }
+        }
+        self.first = if count == 0 { 0 } else { (self.first + 1) % count };
+        Ok(moved)
+    }
+
+    /// The end of this assignment's partition when it was last reached, unless rows of it wait here.
+    pub(super) fn end(&self, slot: Slot) -> Option<i64> {
+        let partition = self.partitions.iter().find(|partition| partition.assignment.slot == slot)?;
+        partition.end.filter(|_| partition.parked.is_empty())
+    }
+}
+
+impl Partition {
+    fn take(&mut self, intake: &Intake) -> Turn {
+        let Self { assignment, consumer, queue, last, parked, end, .. } = self;
+        let slot = assignment.slot;
+        // An intake's lock is not taken for nothing: its lane would wait.
+        let mut next = if parked.is_empty() {
+            match poll(consumer, queue, end) {
+                Some(message) => Some(message),
+                None => return Turn::Empty,
+            }
+        } else {
+            None
+        };
+        let mut writer = intake.writer();
+        while let Some(row) = parked.front() {
+            if row.append(slot, &mut writer).is_err() {
+                return Turn::Full;
+            }
+            parked.pop_front();
+        }
+        for _ in 0..RUN_MAX {
+            let Some(message) = next.take().or_else(|| poll(consumer, queue, end)) else { break };
+            let offset = message.offset();
+            if last.is_some_and(|last| offset <= last) {
+                return Turn::WentBack(offset);
+            }
+            *last = Some(offset);
+            if append(&message, slot, &mut writer).is_err() {
+                parked.push_back(Parked::new(&message));
+                return Turn::Full;
+            }
+        }
+        Turn::Moved
+    }
+}
+
+fn went_back(partition: &Partition, offset: i64) -> BrokerError {
+    let name = &partition.assignment.partition;
+    BrokerError {
+        kind: BrokerErrorKind::Fatal,
+        action: format!("read partition {} of topic {}", name.partition, name.topic),
+        reason: format!(
+            "its offsets went back, from {} to {offset}: the topic was truncated, or deleted and made anew; \
+             start again to go on with what it keeps",
+            partition.last.unwrap_or_default()
+        ),
+    }
+}
+
+/// The next message of a queue.
+fn poll<'a>(
+    consumer: &Consumer,
+    queue: &'a PartitionQueue<Notes>,
+    end: &mut Option<i64>,
+) -> Option<BorrowedMessage<'a>> {
+    loop {
+        match queue.poll(Duration::ZERO)? {
+            Ok(message) => return Some(message),
+            Err(KafkaError::PartitionEOF(_)) => *end = consumer.context().end(),
+            // The context has noted it, with its reason.
+            Err(_) => {}
+        }
+    }
+}
+
+impl Plane for Rows {
+    fn begin(&mut self, consumer: &Arc<Consumer>, assignment: &Assignment) -> Result<(), BrokerError> {
+        let name = &assignment.partition;
+        let Some(mut queue) = consumer.split_partition_queue(&name.topic, name.partition) else {
+            return Err(BrokerError {
+                kind: BrokerErrorKind::Fatal,
+                action: format!("take partition {} of topic {}", name.partition, name.topic),
+                reason: "the client gave no queue for it".into(),
+            });
+        };
+        let bell = self.bell.clone();
+        queue.set_nonempty_callback(move || bell.ring());
+        let held = |lane: usize| self.partitions.iter().filter(|partition| partition.lane == lane).count();
+        let lane = (0..self.intakes.len()).min_by_key(|&lane| held(lane)).unwrap_or(0);
+        let (assignment, consumer, parked) = (assignment.clone(), consumer.clone(), VecDeque::new());
+        self.partitions.push(Partition { assignment, lane, consumer, queue, last: None, parked, end: None });
+        Ok(())
+    }
+
+    fn stop(&mut self, slot: Slot) {
+        if let Some(partition) = self.partitions.iter().find(|partition| partition.assignment.slot == slot) {
+            self.intakes[partition.lane].hurry();
+        }
+        self.partitions.retain(|partition| partition.assignment.slot != slot);
+    }
+
+    fn stray(&mut self, message: &BorrowedMessage<'_>) {
+        let (topic, number) = (message.topic(), message.partition());
+        tracing::error!(target: "fluxmill::kafka", "a row of {topic}/{number} came by the queue of the group");
+        let is_its = |partition: &&mut Partition| {
+            let name = &partition.assignment.partition;
+            &*name.topic == topic && name.partition == number
+        };
+        // A row of a partition that is not held was not confirmed either: it is delivered again.
+        if let Some(partition) = self.partitions.iter_mut().find(is_its) {
+            partition.parked.push_back(Parked::new(message));
+        }
+    }
+}
