@@ -1,0 +1,544 @@
+//! The wiring: builds pipelines from their spec, and is the only file that spawns tasks and threads. A task that
+//! ends early or panics ends its pipeline, and with it the chain, with an error.
+
+mod dead_letter;
+mod lane;
+mod route;
+mod settle;
+mod topology;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+use tokio::task::{JoinError, JoinSet};
+use tokio_util::sync::CancellationToken;
+
+use crate::broker::kafka::{self, KafkaProducer, KafkaSink, KafkaSource};
+use crate::broker::{BrokerError, BrokerErrorKind, Source, SourceContext, SourceEnd};
+use crate::delivery::Tracker;
+use crate::function::{Engine, EngineOptions, Function, LoadError, PassThrough, Transform};
+use crate::intake::{Bell, Delivery, Intake};
+use crate::pipeline::dead_letter::Sender;
+use crate::pipeline::lane::{Lane, LaneError, LastResort};
+use crate::spec::{
+    BatchLimits, ChainSpec, ConnectionSpec, KafkaConnection, KafkaSourceSpec, PipelineSpec, SourceSpec, TargetSpec,
+};
+use crate::telemetry::metrics::PipelineMetrics;
+
+pub use topology::Topology;
+
+/// How long the broker may take to answer before the chain runs.
+const PREPARE_TIMEOUT: Duration = Duration::from_secs(15);
+/// How long it may take to tell the settings of topics, which a chain can do without.
+const SETTINGS_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a producer may take to hand over what is left when its pipeline ends in an orderly way.
+const PRODUCER_CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The batches of a tap.
+const TAP_BATCH: BatchLimits = BatchLimits { max_events: 1000, max_bytes: 1 << 20, max_wait: Duration::ZERO };
+/// How long lanes may take to end once everything of theirs has ended.
+const LANES_END_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How a chain is run.
+#[derive(Clone, Debug)]
+pub struct RunOptions {
+    /// End once everything that was there at the start has been processed, through the whole chain.
+    pub until_caught_up: bool,
+    /// How long what is in flight may take to end when the chain stops.
+    pub drain_timeout: Duration,
+    /// The folder of compiled functions; `None` compiles anew at each start.
+    pub cache: Option<PathBuf>,
+}
+
+/// Why a chain did not start. Nothing was consumed.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A function cannot be loaded.
+    #[error("pipeline {pipeline}: {source}")]
+    Function {
+        /// The chain's name.
+        chain: String,
+        /// The pipeline's name.
+        pipeline: String,
+        /// Why not.
+        source: LoadError,
+    },
+    /// The sandboxes cannot be set up on this machine.
+    #[error(transparent)]
+    Engine(LoadError),
+    /// The broker says no, in one or more ways.
+    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
+    Broker(Vec<BrokerError>),
+    /// Two files whose pipelines would take each other's events.
+    #[error("{0}; each would see only a part of the events: give one of them another `group`")]
+    SharedGroup(String),
+    /// `until_caught_up` on a loop, which never is.
+    #[error("--until-caught-up cannot end on a loop: {0}; run the chain without it")]
+    Loop(String),
+}
+
+/// Why a chain that ran has failed.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// A lane ended the pipeline.
+    #[error("pipeline {pipeline}: {source}")]
+    Lane {
+        /// The pipeline's name.
+        pipeline: String,
+        /// Why.
+        source: LaneError,
+    },
+    /// The source ended the pipeline.
+    #[error("pipeline {pipeline}: {source}")]
+    Source {
+        /// The pipeline's name.
+        pipeline: String,
+        /// Why.
+        source: BrokerError,
+    },
+    /// What was in flight did not end in time. It was not confirmed and will be delivered again.
+    #[error(
+        "pipeline {pipeline}: what was in flight did not end within {timeout:?}; it is not confirmed, and will be delivered again"
+    )]
+    DrainTimedOut {
+        /// The pipeline's name.
+        pipeline: String,
+        /// The deadline that passed.
+        timeout: Duration,
+    },
+    /// A defect of Fluxmill.
+    #[error("pipeline {pipeline}: {task} ended unexpectedly: {reason}; please report this as a defect of Fluxmill")]
+    Panic {
+        /// The pipeline's name.
+        pipeline: String,
+        /// Which task.
+        task: &'static str,
+        /// What is known.
+        reason: String,
+    },
+}
+
+/// A running chain.
+#[derive(Debug)]
+pub struct Chain {
+    pipelines: Vec<(String, Arc<PipelineMetrics>)>,
+    running: JoinSet<Result<(), RunError>>,
+    stop: CancellationToken,
+    ticking: Arc<AtomicBool>,
+}
+
+/// Starts chains: creates missing topics, loads the functions, connects, begins to consume. Cancel `stop` to drain.
+///
+/// # Errors
+/// [`StartError`]; nothing was consumed then.
+pub async fn start(chains: &[ChainSpec], options: &RunOptions, stop: CancellationToken) -> Result<Chain, StartError> {
+    let topology = Topology::of(chains);
+    if let Some(shared) = topology.a_shared_group() {
+        return Err(StartError::SharedGroup(shared));
+    }
+    if options.until_caught_up
+        && let Some(path) = topology.a_loop()
+    {
+        return Err(StartError::Loop(path));
+    }
+    // What the files say wrong comes first: it needs no broker to be told.
+    let engine = engine(chains, options).map_err(StartError::Engine)?;
+    let mut functions = Vec::new();
+    for (chain, pipeline) in topology.pipelines() {
+        functions.push(load(chain, pipeline, engine.as_ref()).await?.map(Arc::new));
+    }
+    prepare_topics(chains).await?;
+    let mut built = Vec::new();
+    for ((spec, pipeline), function) in topology.pipelines().zip(functions) {
+        built.push(build(spec, pipeline, function, &stop, options.drain_timeout).await?);
+    }
+
+    let ticking = Arc::new(AtomicBool::new(true));
+    if let Some(engine) = &engine {
+        spawn_ticker(engine, ticking.clone());
+    }
+    let mut chain = Chain { pipelines: Vec::new(), running: JoinSet::new(), stop, ticking };
+    let ended: Vec<CancellationToken> = built.iter().map(|_| CancellationToken::new()).collect();
+    for (index, built) in built.into_iter().enumerate() {
+        let upstream = topology.upstream(index).iter().map(|&at| ended[at].clone()).collect();
+        let caught_up = options.until_caught_up.then_some(upstream);
+        chain.pipelines.push((built.name.clone(), built.metrics.clone()));
+        let ended = ended[index].clone().drop_guard();
+        chain.running.spawn(async move {
+            let _ended = ended;
+            built.run(caught_up).await
+        });
+    }
+    Ok(chain)
+}
+
+impl Chain {
+    /// Each pipeline's name and counts, in the order of the files.
+    pub fn pipelines(&self) -> &[(String, Arc<PipelineMetrics>)] {
+        &self.pipelines
+    }
+
+    /// Waits until all pipelines have ended. When one fails, the others are drained.
+    ///
+    /// # Errors
+    /// The first failure; the others' are logged.
+    pub async fn wait(&mut self) -> Result<(), RunError> {
+        let mut first = None;
+        while let Some(ended) = self.running.join_next().await {
+            let result = ended.unwrap_or_else(|error| Err(panicked("the chain", "a pipeline", &error)));
+            if let Err(error) = result {
+                self.stop.cancel();
+                match &first {
+                    None => first = Some(error),
+                    Some(_) => tracing::error!("{error}"),
+                }
+            }
+        }
+        first.map_or(Ok(()), Err)
+    }
+}
+
+impl Drop for Chain {
+    fn drop(&mut self) {
+        self.stop.cancel();
+        self.ticking.store(false, Ordering::Relaxed);
+    }
+}
+
+/// Events of topics, for those who only look: a consumer group of its own beside the chain.
+#[derive(Debug)]
+pub struct Tap {
+    intake: Arc<Intake>,
+    bell: Arc<Bell>,
+    stop: CancellationToken,
+    end: oneshot::Receiver<Result<SourceEnd, BrokerError>>,
+}
+
+/// Begins to read topics.
+///
+/// # Errors
+/// When a setting is not accepted.
+pub fn tap(connection: &KafkaConnection, spec: &KafkaSourceSpec, client: &str) -> Result<Tap, BrokerError> {
+    let source = KafkaSource::new(connection, spec, client)?;
+    let (tracker, bell, stop) = (Arc::new(Tracker::default()), Arc::new(Bell::default()), CancellationToken::new());
+    let intake = Arc::new(Intake::new(TAP_BATCH, tracker.clone(), bell.clone()));
+    let context = SourceContext {
+        intakes: vec![intake.clone()],
+        tracker,
+        bell: bell.clone(),
+        stop: stop.clone(),
+        caught_up: None,
+        drain_timeout: Duration::ZERO,
+    };
+    let end = spawn_source(client, source, context);
+    Ok(Tap { intake, bell, stop, end })
+}
+
+impl Tap {
+    /// Waits for the next batch; `None` when the source has ended.
+    pub async fn next(&self) -> Option<Delivery> {
+        self.intake.take().await
+    }
+
+    /// Lets the source end, and waits until it has left the broker: it must not outlive a broker of this process.
+    ///
+    /// # Errors
+    /// Why it had ended by itself.
+    pub async fn end(self) -> Result<(), BrokerError> {
+        self.stop.cancel();
+        self.bell.ring();
+        match self.end.await {
+            // What had not ended was only looked at.
+            Ok(end) => end.map(|_| ()),
+            Err(_) => Err(BrokerError {
+                kind: BrokerErrorKind::Fatal,
+                action: "read topics".into(),
+                reason: "the source's thread panicked; please report this as a defect of Fluxmill".into(),
+            }),
+        }
+    }
+}
+
+/// A pipeline's producers, one for each connection that it publishes to.
+type Producers = BTreeMap<String, KafkaProducer>;
+
+/// A pipeline that is ready to run.
+struct Built {
+    name: String,
+    source: KafkaSource,
+    lanes: Vec<AnyLane>,
+    producers: Producers,
+    metrics: Arc<PipelineMetrics>,
+    intakes: Vec<Arc<Intake>>,
+    tracker: Arc<Tracker>,
+    bell: Arc<Bell>,
+    stop: CancellationToken,
+    drain_timeout: Duration,
+}
+
+/// Lanes are generic, so that tests run them without a sandbox; what runs here is one of two.
+enum AnyLane {
+    Function(Lane<Function, KafkaSink>),
+    PassThrough(Lane<PassThrough, KafkaSink>),
+}
+
+impl Built {
+    /// Runs until stopped, or until caught up after these upstream pipelines have ended.
+    async fn run(self, caught_up: Option<Vec<CancellationToken>>) -> Result<(), RunError> {
+        let Self { name, source, lanes, producers, intakes, tracker, bell, stop, drain_timeout, metrics: _ } = self;
+        let stop = stop.child_token();
+        let take_the_end = CancellationToken::new();
+        let context = SourceContext {
+            intakes,
+            tracker,
+            bell: bell.clone(),
+            stop: stop.clone(),
+            caught_up: caught_up.is_some().then(|| take_the_end.clone()),
+            drain_timeout,
+        };
+        let mut source = spawn_source(&name, source, context);
+        let mut tasks = spawn_lanes(lanes);
+        let mut failure = None;
+        let mut upstream = std::pin::pin!(async {
+            for ended in caught_up.into_iter().flatten() {
+                ended.cancelled().await;
+            }
+            take_the_end.cancel();
+            bell.ring();
+        });
+        let (mut upstream_ended, mut stopping) = (false, false);
+        let end = loop {
+            tokio::select! {
+                end = &mut source => break end,
+                Some(lane) = tasks.join_next() => {
+                    if let Some(error) = lane_error(&name, lane) {
+                        failure.get_or_insert(error);
+                        stop.cancel();
+                        tasks.abort_all();
+                    }
+                }
+                () = &mut upstream, if !upstream_ended => upstream_ended = true,
+                () = stop.cancelled(), if !stopping => {
+                    stopping = true;
+                    bell.ring();
+                }
+            }
+        };
+        match end {
+            Ok(Ok(SourceEnd::Drained)) => {}
+            Ok(Ok(SourceEnd::DrainTimedOut)) => {
+                tasks.abort_all();
+                failure.get_or_insert(RunError::DrainTimedOut { pipeline: name.clone(), timeout: drain_timeout });
+            }
+            Ok(Err(source)) => {
+                tasks.abort_all();
+                failure.get_or_insert(RunError::Source { pipeline: name.clone(), source });
+            }
+            Err(_) => {
+                tasks.abort_all();
+                let reason = "its thread panicked".into();
+                failure.get_or_insert(RunError::Panic { pipeline: name.clone(), task: "the source", reason });
+            }
+        }
+        let deadline = tokio::time::Instant::now() + LANES_END_TIMEOUT;
+        loop {
+            match tokio::time::timeout_at(deadline, tasks.join_next()).await {
+                Ok(None) => break,
+                Ok(Some(lane)) => {
+                    if let Some(error) = lane_error(&name, lane) {
+                        failure.get_or_insert(error);
+                    }
+                }
+                // What is left is of partitions that were lost: others process it, and it must not hold the end up.
+                Err(_) => tasks.shutdown().await,
+            }
+        }
+        // Nothing is left to publish after an orderly end; after a failure what is left must not wait.
+        let timeout = if failure.is_none() { PRODUCER_CLOSE_TIMEOUT } else { Duration::ZERO };
+        close(producers, timeout).await;
+        failure.map_or(Ok(()), Err)
+    }
+}
+
+async fn build(
+    chain: &ChainSpec,
+    spec: &PipelineSpec,
+    function: Option<Arc<Function>>,
+    stop: &CancellationToken,
+    drain_timeout: Duration,
+) -> Result<Built, StartError> {
+    let broker = |error| StartError::Broker(vec![error]);
+    let SourceSpec::Kafka(source) = &spec.source;
+    let client = format!("fluxmill-{}-{}", chain.name, spec.name);
+    let producers = connect_producers(chain, spec, &client).await.map_err(broker)?;
+    let sink = |TargetSpec::Kafka { connection, topic }: &TargetSpec| producers[connection].sink(topic);
+    let metrics = Arc::new(PipelineMetrics::new(spec.outputs.len()));
+    let (tracker, bell) = (Arc::new(Tracker::default()), Arc::new(Bell::default()));
+    let mut intakes = Vec::with_capacity(spec.lanes);
+    let mut lanes = Vec::with_capacity(spec.lanes);
+    for _ in 0..spec.lanes {
+        let intake = Arc::new(Intake::new(spec.batch, tracker.clone(), bell.clone()));
+        intakes.push(intake.clone());
+        let outputs = spec.outputs.iter().map(|output| sink(&output.target)).collect();
+        let last_resort = match &spec.on_error.then {
+            crate::spec::LastResort::DeadLetter(target) => LastResort::DeadLetter(sink(target)),
+            crate::spec::LastResort::Stop => LastResort::Stop,
+            crate::spec::LastResort::Drop => LastResort::Drop,
+        };
+        let digest = function.as_ref().map_or_else(String::new, |function| function.digest().to_owned());
+        let sender = Sender { pipeline: spec.name.clone(), digest };
+        let (metrics, retry) = (metrics.clone(), spec.on_error.retry);
+        lanes.push(match &function {
+            Some(function) => {
+                let transform = function.clone();
+                AnyLane::Function(Lane { intake, transform, outputs, retry, last_resort, sender, metrics })
+            }
+            None => {
+                let transform = Arc::new(PassThrough);
+                AnyLane::PassThrough(Lane { intake, transform, outputs, retry, last_resort, sender, metrics })
+            }
+        });
+    }
+    let source = KafkaSource::new(kafka_connection(chain, &source.connection), source, &client).map_err(broker)?;
+    let (name, stop) = (spec.name.clone(), stop.clone());
+    Ok(Built { name, source, lanes, producers, metrics, intakes, tracker, bell, stop, drain_timeout })
+}
+
+async fn connect_producers(chain: &ChainSpec, spec: &PipelineSpec, client: &str) -> Result<Producers, BrokerError> {
+    let mut topics: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for TargetSpec::Kafka { connection, topic } in spec.targets() {
+        topics.entry(connection).or_default().push(topic);
+    }
+    let mut producers = Producers::new();
+    for (name, topics) in topics {
+        let connection = kafka_connection(chain, name);
+        let connection = kafka::admin::with_fitting_batches(connection, &topics, SETTINGS_TIMEOUT).await;
+        producers.insert(name.to_owned(), KafkaProducer::connect(&connection, client)?);
+    }
+    Ok(producers)
+}
+
+fn kafka_connection<'a>(chain: &'a ChainSpec, connection: &str) -> &'a KafkaConnection {
+    let ConnectionSpec::Kafka(connection) = &chain.connections[connection];
+    connection
+}
+
+/// Creates the topics that are listed and missing, and makes sure that all others exist.
+async fn prepare_topics(chains: &[ChainSpec]) -> Result<(), StartError> {
+    let mut errors = Vec::new();
+    for chain in chains {
+        for name in chain.connections.keys() {
+            let (create, used) = topology::topics_on(chain, name);
+            if used.is_empty() {
+                continue;
+            }
+            tracing::info!(connection = name, brokers = kafka_connection(chain, name).brokers.join(","), "connecting");
+            match kafka::admin::prepare(kafka_connection(chain, name), &create, &used, PREPARE_TIMEOUT).await {
+                Ok(created) if created.is_empty() => {}
+                Ok(created) => tracing::info!(topics = created.join(", "), "created missing topics"),
+                Err(more) => errors.extend(more),
+            }
+        }
+    }
+    if errors.is_empty() { Ok(()) } else { Err(StartError::Broker(errors)) }
+}
+
+/// One engine for all functions: as many sandboxes as their pipelines have lanes, each as large as the largest needs.
+/// `None` when no pipeline has a function.
+fn engine(chains: &[ChainSpec], options: &RunOptions) -> Result<Option<Engine>, LoadError> {
+    let with_function = || {
+        let pipelines = chains.iter().flat_map(|chain| &chain.pipelines);
+        pipelines.filter_map(|pipeline| pipeline.function.as_ref().map(|function| (pipeline.lanes, function)))
+    };
+    let Some(memory) = with_function().map(|(_, function)| function.limits.memory).max() else { return Ok(None) };
+    let sandboxes = u32::try_from(with_function().map(|(lanes, _)| lanes).sum::<usize>()).unwrap_or(u32::MAX);
+    Engine::new(EngineOptions { sandboxes, memory, cache: options.cache.clone() }).map(Some)
+}
+
+#[expect(clippy::disallowed_methods, reason = "this is the wiring file")]
+async fn load(chain: &ChainSpec, spec: &PipelineSpec, engine: Option<&Engine>) -> Result<Option<Function>, StartError> {
+    let (Some(function), Some(engine)) = (spec.function.clone(), engine.cloned()) else { return Ok(None) };
+    let outputs: Vec<String> = spec.outputs.iter().map(|output| output.name.clone()).collect();
+    // Compiling takes up to seconds; the pipelines that run already must not wait for it.
+    let loaded = tokio::task::spawn_blocking(move || Function::load(&engine, &function, &outputs)).await;
+    match loaded {
+        Ok(loaded) => loaded.map(Some).map_err(|source| StartError::Function {
+            chain: chain.name.clone(),
+            pipeline: spec.name.clone(),
+            source,
+        }),
+        Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+    }
+}
+
+/// Gives the source a thread of its own; the receiver fails when that thread panics.
+#[expect(clippy::disallowed_methods, reason = "this is the wiring file")]
+fn spawn_source(
+    name: &str,
+    source: impl Source,
+    context: SourceContext,
+) -> oneshot::Receiver<Result<SourceEnd, BrokerError>> {
+    let (ended, end) = oneshot::channel();
+    let span = tracing::info_span!("pipeline", name);
+    let thread = std::thread::Builder::new().name(format!("source-{name}"));
+    let run = move || {
+        let _span = span.entered();
+        // The receiver is gone only when the whole chain was dropped.
+        let _ = ended.send(source.run(context));
+    };
+    thread.spawn(run).expect("the system starts a thread");
+    end
+}
+
+fn spawn_lanes(lanes: Vec<AnyLane>) -> JoinSet<Result<(), LaneError>> {
+    let mut tasks = JoinSet::new();
+    for lane in lanes {
+        match lane {
+            AnyLane::Function(lane) => spawn_lane(&mut tasks, lane),
+            AnyLane::PassThrough(lane) => spawn_lane(&mut tasks, lane),
+        }
+    }
+    tasks
+}
+
+fn spawn_lane<T: Transform>(tasks: &mut JoinSet<Result<(), LaneError>>, lane: Lane<T, KafkaSink>) {
+    use tracing::Instrument;
+    let span = tracing::info_span!("pipeline", name = lane.sender.pipeline);
+    tasks.spawn(lane.run().instrument(span));
+}
+
+/// Drives the deadlines of all functions until the chain is dropped.
+#[expect(clippy::disallowed_methods, reason = "this is the wiring file")]
+fn spawn_ticker(engine: &Engine, ticking: Arc<AtomicBool>) {
+    let engine = engine.clone();
+    let thread = std::thread::Builder::new().name("epochs".into());
+    let tick = move || engine.tick_until(|| !ticking.load(Ordering::Relaxed));
+    thread.spawn(tick).expect("the system starts a thread");
+}
+
+/// Closing a producer blocks.
+#[expect(clippy::disallowed_methods, reason = "this is the wiring file")]
+async fn close(producers: Producers, timeout: Duration) {
+    let close = move || producers.into_values().for_each(|producer| producer.close(timeout));
+    if tokio::task::spawn_blocking(close).await.is_err() {
+        tracing::error!("closing a producer panicked");
+    }
+}
+
+fn lane_error(pipeline: &str, lane: Result<Result<(), LaneError>, JoinError>) -> Option<RunError> {
+    match lane {
+        Ok(Ok(())) => None,
+        Ok(Err(source)) => Some(RunError::Lane { pipeline: pipeline.to_owned(), source }),
+        // Lanes are aborted only after a failure that is already known.
+        Err(error) if error.is_cancelled() => None,
+        Err(error) => Some(panicked(pipeline, "a lane", &error)),
+    }
+}
+
+fn panicked(pipeline: &str, task: &'static str, error: &JoinError) -> RunError {
+    RunError::Panic { pipeline: pipeline.to_owned(), task, reason: error.to_string() }
+}

@@ -1,0 +1,186 @@
+//! How the pipelines of one run hang together by their topics: pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::spec::{ChainSpec, ConnectionSpec, PipelineSpec, SourceSpec, TargetSpec, TopicSpec};
+
+/// The pipelines of one run and which of them feed which.
+#[derive(Debug)]
+pub struct Topology<'a> {
+    pipelines: Vec<(&'a ChainSpec, &'a PipelineSpec)>,
+    upstream: Vec<Vec<usize>>,
+}
+
+impl<'a> Topology<'a> {
+    /// The topology of these chains, run together.
+    pub fn of(chains: &'a [ChainSpec]) -> Self {
+        let pipelines: Vec<_> =
+            chains.iter().flat_map(|chain| chain.pipelines.iter().map(move |pipeline| (chain, pipeline))).collect();
+        let upstream = pipelines.iter().map(|&(chain, pipeline)| upstreams(&pipelines, chain, pipeline)).collect();
+        Self { pipelines, upstream }
+    }
+
+    /// The pipelines with their chains, in the order of the files.
+    pub fn pipelines(&self) -> impl ExactSizeIterator<Item = (&'a ChainSpec, &'a PipelineSpec)> + '_ {
+        self.pipelines.iter().copied()
+    }
+
+    /// The pipelines that publish to a topic which this one consumes.
+    pub fn upstream(&self, pipeline: usize) -> &[usize] {
+        &self.upstream[pipeline]
+    }
+
+    /// Two pipelines, of different files, that would share a consumer group on one topic, in words. Each would see a
+    /// part of the events. Within one file the configuration refuses it.
+    pub fn a_shared_group(&self) -> Option<String> {
+        let mut groups = BTreeMap::new();
+        for (chain, pipeline) in self.pipelines() {
+            let SourceSpec::Kafka(source) = &pipeline.source;
+            for topic in &source.topics {
+                let group = (brokers(chain, &source.connection), &source.group, topic);
+                if let Some((other, first)) = groups.insert(group, (&chain.name, &pipeline.name)) {
+                    return Some(format!(
+                        "pipelines {other}/{first} and {}/{} consume topic {topic} in one group, {}",
+                        chain.name, pipeline.name, source.group
+                    ));
+                }
+            }
+        }
+        None
+    }
+
+    /// A loop, such as `a -> b -> a`, if there is one.
+    pub fn a_loop(&self) -> Option<String> {
+        (0..self.pipelines.len()).find_map(|start| {
+            let mut path = vec![start];
+            self.walk(start, &mut path, &mut BTreeSet::new()).then(|| {
+                path.reverse();
+                let names: Vec<_> = path.iter().map(|&at| self.pipelines[at].1.name.as_str()).collect();
+                names.join(" -> ")
+            })
+        })
+    }
+
+    /// Follows upstream pipelines from the end of `path`; true when `start` was met again.
+    fn walk(&self, start: usize, path: &mut Vec<usize>, seen: &mut BTreeSet<usize>) -> bool {
+        let at = *path.last().expect("a path begins somewhere");
+        for &next in &self.upstream[at] {
+            path.push(next);
+            if next == start || (seen.insert(next) && self.walk(start, path, seen)) {
+                return true;
+            }
+            path.pop();
+        }
+        false
+    }
+}
+
+/// The indices of the pipelines that publish to a topic which `pipeline` consumes.
+fn upstreams(all: &[(&ChainSpec, &PipelineSpec)], chain: &ChainSpec, pipeline: &PipelineSpec) -> Vec<usize> {
+    let SourceSpec::Kafka(source) = &pipeline.source;
+    let cluster = brokers(chain, &source.connection);
+    let feeds = |&(other, candidate): &(&ChainSpec, &PipelineSpec)| {
+        candidate.outputs.iter().any(|output| {
+            let TargetSpec::Kafka { connection, topic } = &output.target;
+            source.topics.contains(topic) && brokers(other, connection) == cluster
+        })
+    };
+    all.iter().enumerate().filter(|(_, candidate)| feeds(candidate)).map(|(index, _)| index).collect()
+}
+
+/// What tells clusters apart: the same one may have two names in two files.
+fn brokers<'a>(chain: &'a ChainSpec, connection: &str) -> &'a [String] {
+    let ConnectionSpec::Kafka(kafka) = &chain.connections[connection];
+    &kafka.brokers
+}
+
+/// The topics of one connection: those to create when missing, and all that pipelines use.
+pub fn topics_on<'a>(chain: &'a ChainSpec, connection: &str) -> (Vec<&'a TopicSpec>, Vec<&'a str>) {
+    let create = chain.topics.iter().filter(|topic| topic.connection == connection).collect();
+    let used = chain.used_topics().into_iter().filter(|(on, _)| *on == connection).map(|(_, topic)| topic).collect();
+    (create, used)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::spec::*;
+
+    fn kafka(topic: &str) -> TargetSpec {
+        TargetSpec::Kafka { connection: "main".into(), topic: topic.into() }
+    }
+
+    fn pipeline(name: &str, from: &str, to: &[&str]) -> PipelineSpec {
+        let source = KafkaSourceSpec {
+            connection: "main".into(),
+            topics: vec![from.into()],
+            group: name.into(),
+            instance: None,
+            start: StartOffset::Earliest,
+        };
+        let retry = RetrySpec { attempts: 1, backoff_min: Duration::ZERO, backoff_max: Duration::ZERO };
+        PipelineSpec {
+            name: name.into(),
+            source: SourceSpec::Kafka(source),
+            batch: BatchLimits { max_events: 1, max_bytes: 1, max_wait: Duration::ZERO },
+            order: Order::Partition,
+            lanes: 1,
+            guarantee: Guarantee::AtLeastOnce,
+            function: None,
+            outputs: to.iter().map(|topic| OutputSpec { name: (*topic).into(), target: kafka(topic) }).collect(),
+            on_error: OnErrorSpec { retry, then: LastResort::DeadLetter(kafka(&format!("{name}.dead"))) },
+        }
+    }
+
+    fn chain(brokers: &str, pipelines: Vec<PipelineSpec>) -> ChainSpec {
+        let kafka =
+            KafkaConnection { brokers: vec![brokers.into()], tls: None, sasl: None, properties: Default::default() };
+        ChainSpec {
+            name: "test".into(),
+            connections: [("main".into(), ConnectionSpec::Kafka(kafka))].into(),
+            topics: Vec::new(),
+            pipelines,
+            allow_loop: true,
+        }
+    }
+
+    #[test]
+    fn pipelines_are_joined_by_topics_of_one_cluster() {
+        let orders =
+            vec![pipeline("payment", "orders", &["payments", "reviews"]), pipeline("notify", "payments", &["sent"])];
+        let chains = [chain("a:9092", orders), chain("a:9092", vec![pipeline("audit", "reviews", &["log"])])];
+        let topology = Topology::of(&chains);
+        assert_eq!((topology.upstream(0), topology.upstream(1), topology.upstream(2)), (&[][..], &[0][..], &[0][..]));
+        assert_eq!(topology.a_loop(), None);
+        let elsewhere = [chains[0].clone(), chain("b:9092", chains[1].pipelines.clone())];
+        assert!(Topology::of(&elsewhere).upstream(2).is_empty());
+    }
+
+    #[test]
+    fn a_group_that_two_files_share_is_named() {
+        let chains = [
+            chain("a:9092", vec![pipeline("copy", "x", &["y"])]),
+            chain("a:9092", vec![pipeline("copy", "x", &["z"])]),
+        ];
+        let told = Topology::of(&chains).a_shared_group();
+        assert_eq!(told.as_deref(), Some("pipelines test/copy and test/copy consume topic x in one group, copy"));
+        let elsewhere = [chains[0].clone(), chain("b:9092", chains[1].pipelines.clone())];
+        assert_eq!(Topology::of(&elsewhere).a_shared_group(), None);
+    }
+
+    #[test]
+    fn a_loop_is_found_and_drawn() {
+        let chains =
+            [chain("a:9092", vec![pipeline("a", "x", &["y"]), pipeline("b", "y", &["z"]), pipeline("c", "z", &["x"])])];
+        assert_eq!(Topology::of(&chains).a_loop().as_deref(), Some("a -> b -> c -> a"));
+    }
+
+    #[test]
+    fn all_topics_of_a_connection_are_used() {
+        let chain = chain("a:9092", vec![pipeline("payment", "orders", &["payments"])]);
+        assert_eq!(topics_on(&chain, "main").1, ["orders", "payment.dead", "payments"]);
+        assert!(topics_on(&chain, "other").1.is_empty());
+    }
+}

@@ -1,0 +1,4 @@
+//! What an operator sees: logs and counts.
+
+pub mod logs;
+pub mod metrics;
