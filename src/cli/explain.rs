@@ -1,0 +1,235 @@
+//! `fluxmill explain`: the resolved plan, every default included, and what is promised, in words.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use crate::cli::load_or_report;
+use crate::config::{show_duration, show_size};
+use crate::spec::{
+    ChainSpec, ConnectionSpec, FunctionSpec, Guarantee, KafkaConnection, LastResort, Order, PipelineSpec,
+    SaslMechanism, SourceSpec, StartOffset, TargetSpec, TopicSpec, is_secret,
+};
+
+/// Print what a pipeline file means: every default, and what is promised.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The pipeline file.
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+}
+
+impl Args {
+    /// Runs the command.
+    ///
+    /// # Errors
+    /// When standard output cannot be written.
+    pub fn execute(self) -> anyhow::Result<ExitCode> {
+        let loaded = match load_or_report(&self.file) {
+            Ok(loaded) => loaded,
+            Err(code) => return Ok(code),
+        };
+        std::io::stdout().write_all(explain(&loaded.spec).as_bytes())?;
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// The plan in words.
+pub fn explain(chain: &ChainSpec) -> String {
+    let mut out = format!("chain {}\n", chain.name);
+    for (name, ConnectionSpec::Kafka(connection)) in &chain.connections {
+        explain_connection(&mut out, name, connection);
+    }
+    if !chain.topics.is_empty() {
+        out.push_str("\ntopics created at the start when they are missing\n");
+        chain.topics.iter().for_each(|topic| explain_topic(&mut out, topic));
+    }
+    if chain.allow_loop {
+        out.push_str("\nloops are allowed: an event may come back to a topic that it came from\n");
+    }
+    for pipeline in &chain.pipelines {
+        explain_pipeline(&mut out, pipeline);
+        explain_guarantee(&mut out, pipeline);
+    }
+    out
+}
+
+/// A line of the plan.
+fn line(out: &mut String, key: &str, value: impl std::fmt::Display) {
+    let _ = writeln!(out, "  {key:<12} {value}");
+}
+
+fn explain_connection(out: &mut String, name: &str, connection: &KafkaConnection) {
+    let _ = writeln!(out, "\nconnection {name} (kafka)");
+    line(out, "brokers", connection.brokers.join(", "));
+    match &connection.tls {
+        None => line(out, "tls", "none: events and passwords cross the network in the clear"),
+        Some(tls) => {
+            let ca = tls.ca.as_ref().map_or("the system's roots".to_owned(), |ca| ca.display().to_string());
+            let client = match (&tls.certificate, &tls.key) {
+                (Some(certificate), Some(key)) => {
+                    format!(", client {} with key {}", certificate.display(), key.display())
+                }
+                _ => String::new(),
+            };
+            line(out, "tls", format!("trusts {ca}{client}"));
+        }
+    }
+    match &connection.sasl {
+        None => line(out, "sasl", "none"),
+        Some(sasl) => {
+            let mechanism = match sasl.mechanism {
+                SaslMechanism::Plain => "PLAIN",
+                SaslMechanism::ScramSha256 => "SCRAM-SHA-256",
+                SaslMechanism::ScramSha512 => "SCRAM-SHA-512",
+            };
+            line(out, "sasl", format!("{mechanism}, user {}, password ***", sasl.username));
+        }
+    }
+    if !connection.properties.is_empty() {
+        line(out, "properties", pairs(&connection.properties));
+    }
+}
+
+fn explain_topic(out: &mut String, topic: &TopicSpec) {
+    let replication = topic.replication.map_or("the broker's replication".to_owned(), |n| format!("replication {n}"));
+    let settings = if topic.settings.is_empty() { String::new() } else { format!(", {}", pairs(&topic.settings)) };
+    let s = if topic.partitions == 1 { "" } else { "s" };
+    let _ = writeln!(
+        out,
+        "  {} on {}: {} partition{s}, {replication}{settings}",
+        topic.topic, topic.connection, topic.partitions
+    );
+}
+
+/// `a=1, b=2`; secrets are stars.
+fn pairs(values: &BTreeMap<String, String>) -> String {
+    let pair = |(key, value): (&String, &String)| {
+        let value = if is_secret(key) { "***".to_owned() } else { value.escape_debug().to_string() };
+        format!("{key}={value}")
+    };
+    values.iter().map(pair).collect::<Vec<_>>().join(", ")
+}
+
+fn explain_pipeline(out: &mut String, pipeline: &PipelineSpec) {
+    let _ = writeln!(out, "\npipeline {}", pipeline.name);
+    let SourceSpec::Kafka(source) = &pipeline.source;
+    let topics = source.topics.join(", ");
+    line(out, "from", format!("{topics} on {}, group {}", source.connection, source.group));
+    if let Some(instance) = &source.instance {
+        line(out, "instance", format!("{instance} (a restart within the session timeout moves no partitions)"));
+    }
+    line(
+        out,
+        "start",
+        match source.start {
+            StartOffset::Earliest => {
+                "earliest: where the group has no offset, with the oldest event that is kept".to_owned()
+            }
+            StartOffset::Latest => {
+                "latest: where the group has no offset, with events that come from now on".to_owned()
+            }
+            StartOffset::Time(time) => {
+                let time = jiff::Timestamp::from_millisecond(time)
+                    .map_or_else(|_| format!("{time} ms"), |time| time.to_string());
+                format!("where the group has no offset, with the first event at or after {time}")
+            }
+        },
+    );
+    let (batch, limits) = (&pipeline.batch, pipeline.function.as_ref());
+    let bytes = show_size(batch.max_bytes as u64);
+    let wait = show_duration(batch.max_wait);
+    line(out, "batch", format!("at most {} events and {bytes}, waits {wait} for more", batch.max_events));
+    let Order::Partition = pipeline.order;
+    line(out, "order", "partition: events of a partition, and so of a key, keep their order");
+    line(out, "lanes", format!("{} at once", pipeline.lanes));
+    match limits {
+        None => line(out, "function", "none: events are copied as they are"),
+        Some(function) => explain_function(out, function),
+    }
+    for (nth, output) in pipeline.outputs.iter().enumerate() {
+        let default = if nth == 0 && pipeline.outputs.len() > 1 { " (the default)" } else { "" };
+        line(out, "output", format!("{} -> {}{default}", output.name, target(&output.target)));
+    }
+    let retry = &pipeline.on_error.retry;
+    let (least, most) = (show_duration(retry.backoff_min), show_duration(retry.backoff_max));
+    line(
+        out,
+        "retry",
+        match retry.attempts {
+            1 => "never: an event is run once".to_owned(),
+            attempts => format!("{attempts} calls in all, waiting {least} first and {most} at most"),
+        },
+    );
+    line(
+        out,
+        "then",
+        match &pipeline.on_error.then {
+            LastResort::DeadLetter(to) => format!("dead letter -> {}", target(to)),
+            LastResort::Stop => "stop".to_owned(),
+            LastResort::Drop => "drop".to_owned(),
+        },
+    );
+}
+
+fn explain_function(out: &mut String, function: &FunctionSpec) {
+    line(out, "function", function.wasm.display());
+    let digest = function.digest.as_ref().map_or("not checked".to_owned(), |digest| format!("sha256:{digest}"));
+    line(out, "digest", digest);
+    if !function.config.is_empty() {
+        line(out, "config", pairs(&function.config));
+    }
+    let limits = &function.limits;
+    let (memory, output) = (show_size(limits.memory as u64), show_size(limits.output as u64));
+    line(out, "limits", format!("{} a call, {memory} of memory, {output} returned", show_duration(limits.timeout)));
+}
+
+fn target(target: &TargetSpec) -> String {
+    let TargetSpec::Kafka { connection, topic } = target;
+    format!("{topic} on {connection}")
+}
+
+/// What is promised, as sentences.
+fn explain_guarantee(out: &mut String, pipeline: &PipelineSpec) {
+    let Guarantee::AtLeastOnce = pipeline.guarantee;
+    let attempts = pipeline.on_error.retry.attempts;
+    let again =
+        if attempts == 1 { String::new() } else { format!("is run again, up to {attempts} calls in all; then it ") };
+    let (failed, held) = match &pipeline.on_error.then {
+        LastResort::DeadLetter(to) => {
+            let to = target(to);
+            (
+                format!("is published to {to}, byte for byte, with headers that say why"),
+                "If a dead letter cannot be published, its offset is not committed.",
+            )
+        }
+        LastResort::Stop => (
+            "stops the pipeline: its offset is not committed, so it comes first after a restart".to_owned(),
+            "Nothing goes past it until the function or the event is mended.",
+        ),
+        LastResort::Drop => {
+            ("is counted and forgotten: IT IS LOST".to_owned(), "Only the metrics tell how many there were.")
+        }
+    };
+    let faults = match pipeline.function {
+        Some(_) => {
+            "  An event that makes the function trap, run too long, use too much memory or return something impossible is\n  \
+             found by halving its batch; the others of the batch are published once.\n"
+        }
+        None => "",
+    };
+    let _ = write!(
+        out,
+        "  guarantee: at least once\n  \
+         A crash loses nothing: an offset is committed only when every event up to it was published and acknowledged by\n  \
+         all in-sync replicas, dropped by the function, or ended as below. Events after the last commit are run again, so\n  \
+         some are published twice. A stop that drains in time repeats none.\n  \
+         Order: events of a partition are run and published in order; an event that waits for its retry holds those\n  \
+         behind it. After a crash an older event may appear again behind newer ones.\n  \
+         Readers see events as soon as they are published, and must expect doubled ones; each keeps its key.\n  \
+         An event that may pass later {again}{failed}.\n  \
+         An event that the function rejects {failed}. {held}\n{faults}",
+    );
+}
