@@ -1,0 +1,280 @@
+//! What is promised of every event, on a real Kafka, through the binary: nothing lost by kills, stops, outages and
+//! rebalances; nothing doubled by what ends in order; every byte as it was.
+
+use std::path::Path;
+use std::process::{Command, ExitCode};
+use std::time::Duration;
+
+use anyhow::ensure;
+use support::chain::{Chain, guest};
+use support::checker::{Report, compare};
+use support::client::{Client, Feeder, Record};
+use support::process::{Fluxmill, Process, Signal};
+use support::suite::{Case, Suite};
+use support::wait::wait_until;
+use support::workload::{Content, Value, contents, numbered, odd, received, sent};
+
+mod support;
+
+/// The longest that a part of a test may take on a loaded machine.
+const LIMIT: Duration = Duration::from_secs(120);
+/// Keys of the load.
+const KEYS: u64 = 1_000;
+/// How many events have to come out between two disturbances.
+const MORE: i64 = 20_000;
+
+fn main() -> ExitCode {
+    let mut suite = Suite::default();
+    suite.kafka("a_copy_keeps_every_byte", a_copy_keeps_every_byte);
+    suite.kafka("a_function_that_touches_nothing_keeps_every_byte", a_function_that_touches_nothing_keeps_every_byte);
+    suite.kafka_and_kcat("header_names_need_not_be_utf_8", header_names_need_not_be_utf_8);
+    suite.kafka("graceful_restarts_lose_and_double_nothing", graceful_restarts_lose_and_double_nothing);
+    suite.kafka("kill_9_loses_nothing", kill_9_loses_nothing);
+    suite.kafka("a_second_process_joins_and_leaves", a_second_process_joins_and_leaves);
+    suite.kafka("a_frozen_process_loses_nothing", a_frozen_process_loses_nothing);
+    suite.kafka("a_killed_broker_loses_nothing", a_killed_broker_loses_nothing);
+    suite.kafka("sigterm_ends_a_run_whose_broker_is_gone", sigterm_ends_a_run_whose_broker_is_gone);
+    suite.run()
+}
+
+/// A test's three topics and its pipeline file.
+struct Setup {
+    chain: Chain,
+    client: Client,
+    brokers: String,
+}
+
+impl Setup {
+    fn new(case: &Case, brokers: String, partitions: i32, wasm: Option<&str>) -> anyhow::Result<Self> {
+        let [from, to, dead] = ["in", "out", "dead"].map(|name| case.topic(name));
+        let client = Client::new(&brokers);
+        for topic in [&from, &to, &dead] {
+            client.create_topic(topic, partitions, &[])?;
+        }
+        let chain = Chain { from, to, dead, wasm: wasm.map(guest), ..Chain::default() };
+        Ok(Self { chain, client, brokers })
+    }
+
+    fn shared(case: &Case, partitions: i32, wasm: Option<&str>) -> anyhow::Result<Self> {
+        Self::new(case, case.kafka()?.brokers(), partitions, wasm)
+    }
+
+    /// Starts a load on the input.
+    fn feed(&self) -> anyhow::Result<Feeder> {
+        self.client.feed(&self.chain.from, |number| numbered(number, KEYS))
+    }
+
+    /// Waits until more has come out: the pipeline runs, and while it is fed it is in the middle of something.
+    fn wait_for_more(&self) -> anyhow::Result<()> {
+        let now = self.client.count(&[&self.chain.to])?;
+        self.client.wait_for_events(LIMIT, &[&self.chain.to], now + MORE).map(|_| ())
+    }
+
+    /// Waits until the group has confirmed everything that is there.
+    fn wait_for_commits(&self) -> anyhow::Result<()> {
+        let ends = self.client.watermarks(&self.chain.from)?;
+        wait_until(LIMIT, "the group to have confirmed everything", || {
+            let committed = self.client.committed(&self.chain.from, &self.chain.from)?;
+            Ok(ends.iter().all(|(at, (_, high))| *high == 0 || committed.get(at) == Some(high)).then_some(()))
+        })
+    }
+
+    /// Waits until the group is at rest with this many members.
+    fn wait_for_members(&self, members: usize) -> anyhow::Result<()> {
+        let what = format!("a group of {members}");
+        wait_until(LIMIT, &what, || Ok((self.client.members(&self.chain.from)? == Some(members)).then_some(())))
+    }
+
+    /// Compares the first `events` events of the load with what came out.
+    fn report(&self, events: u64) -> anyhow::Result<Report<Value>> {
+        ensure!(self.client.count(&[&self.chain.dead])? == 0, "there are dead letters");
+        let input: Vec<_> = (0..events).map(|number| sent(&numbered(number, KEYS))).collect();
+        Ok(compare(&input, &received(&self.client.read(&self.chain.to)?)))
+    }
+
+    /// [`report`](Self::report) where doubled events are allowed; they are counted and printed.
+    fn ensure_nothing_lost(&self, case: &Case, events: u64) -> anyhow::Result<()> {
+        let report = self.report(events)?;
+        case.note(&report.describe());
+        report.at_least_once().map_err(anyhow::Error::msg)
+    }
+
+    fn run(&self, case: &Case, file: &Path, expected: &[&str]) -> anyhow::Result<Fluxmill> {
+        case.run(file, &self.brokers, &[], expected)
+    }
+
+    /// Runs until everything is done.
+    fn catch_up(&self, case: &Case, file: &Path, expected: &[&str]) -> anyhow::Result<()> {
+        case.run(file, &self.brokers, &["--until-caught-up"], expected)?.finish_well(LIMIT).map(|_| ())
+    }
+}
+
+/// Parts of the WARN lines of a process that lost its membership.
+const LOST: [&str; 2] = ["group session timed out", "partitions were lost"];
+/// Parts of the WARN lines of a process whose broker went away: the membership may be lost by that, too.
+const OUTAGE: [&str; 5] = [
+    "is not reachable; waiting for it",
+    "sent again until it works",
+    "Failed to acquire idempotence PID",
+    "group session timed out",
+    "partitions were lost",
+];
+
+fn a_copy_keeps_every_byte(case: &Case) -> anyhow::Result<()> {
+    keeps_every_byte(case, None)
+}
+
+fn a_function_that_touches_nothing_keeps_every_byte(case: &Case) -> anyhow::Result<()> {
+    keeps_every_byte(case, Some("identity"))
+}
+
+fn keeps_every_byte(case: &Case, wasm: Option<&str>) -> anyhow::Result<()> {
+    let setup = Setup::shared(case, 3, wasm)?;
+    setup.client.produce(&setup.chain.from, odd())?;
+    let file = case.write("chain.yaml", &setup.chain.yaml())?;
+    setup.catch_up(case, &file, &[])?;
+
+    let before = contents(&setup.client.read(&setup.chain.from)?);
+    let after = contents(&setup.client.read(&setup.chain.to)?);
+    ensure_same(&before, &after)?;
+    // What the client wrote is what it reads: an oddity that got lost on the way in would prove nothing.
+    let mut written: Vec<Content> = odd().into_iter().map(content).collect();
+    written.sort();
+    ensure_same(&written, &before)
+}
+
+fn content(record: Record) -> Content {
+    let headers = record.headers.into_iter().map(|(name, value)| (name.into_bytes(), value)).collect();
+    (record.key, record.value, headers, record.timestamp)
+}
+
+fn ensure_same(before: &[Content], after: &[Content]) -> anyhow::Result<()> {
+    for (before, after) in before.iter().zip(after) {
+        ensure!(before == after, "an event changed:\nbefore {before:?}\nafter  {after:?}");
+    }
+    ensure!(before.len() == after.len(), "{} events instead of {}", after.len(), before.len());
+    Ok(())
+}
+
+/// Kafka says that header names are UTF-8 and checks nothing; a second client writes such a name.
+fn header_names_need_not_be_utf_8(case: &Case) -> anyhow::Result<()> {
+    use std::os::unix::ffi::OsStrExt;
+
+    let setup = Setup::shared(case, 1, Some("identity"))?;
+    let value = case.write("value", "value")?;
+    let mut kcat = Command::new("kcat");
+    kcat.args(["-P", "-b", &setup.brokers, "-t", &setup.chain.from, "-H"]);
+    kcat.arg(std::ffi::OsStr::from_bytes(b"na\xff\xfeme=va\xfflue")).arg(&value);
+    let mut kcat = Process::start("kcat", &mut kcat)?;
+    ensure!(kcat.wait(LIMIT)?.success(), "kcat: {}", kcat.output().text());
+    let file = case.write("chain.yaml", &setup.chain.yaml())?;
+    setup.catch_up(case, &file, &[])?;
+    let after = setup.client.read(&setup.chain.to)?;
+    ensure!(
+        after.len() == 1 && after[0].headers == [(b"na\xff\xfeme".to_vec(), Some(b"va\xfflue".to_vec()))],
+        "{after:?}"
+    );
+    Ok(())
+}
+
+fn graceful_restarts_lose_and_double_nothing(case: &Case) -> anyhow::Result<()> {
+    let setup = Setup::shared(case, 4, Some("identity"))?;
+    let file = case.write("chain.yaml", &setup.chain.yaml())?;
+    let load = setup.feed()?;
+    for _ in 0..3 {
+        let run = setup.run(case, &file, &[])?;
+        setup.wait_for_more()?;
+        run.stop(LIMIT)?;
+    }
+    let events = load.finish()?;
+    setup.catch_up(case, &file, &[])?;
+    setup.report(events)?.exactly_once().map_err(anyhow::Error::msg)
+}
+
+fn kill_9_loses_nothing(case: &Case) -> anyhow::Result<()> {
+    let setup = Setup::shared(case, 4, Some("identity"))?;
+    let file = case.write("chain.yaml", &setup.chain.yaml())?;
+    let load = setup.feed()?;
+    for _ in 0..3 {
+        let run = setup.run(case, &file, &[])?;
+        setup.wait_for_more()?;
+        run.kill()?;
+    }
+    let events = load.finish()?;
+    setup.catch_up(case, &file, &[])?;
+    setup.ensure_nothing_lost(case, events)
+}
+
+/// A rebalance in order: the first process drains what it gives up, so that nothing is done twice.
+fn a_second_process_joins_and_leaves(case: &Case) -> anyhow::Result<()> {
+    let setup = Setup::shared(case, 4, Some("identity"))?;
+    let file = case.write("chain.yaml", &setup.chain.yaml())?;
+    let load = setup.feed()?;
+    let first = setup.run(case, &file, &[])?;
+    setup.wait_for_more()?;
+    let second = setup.run(case, &file, &[])?;
+    setup.wait_for_members(2)?;
+    setup.wait_for_more()?;
+    second.stop(LIMIT)?;
+    setup.wait_for_members(1)?;
+    setup.wait_for_more()?;
+    let events = load.finish()?;
+    setup.wait_for_commits()?;
+    first.stop(LIMIT)?;
+    setup.report(events)?.exactly_once().map_err(anyhow::Error::msg)
+}
+
+/// A process that hangs for longer than its session: another one takes over, then the first one comes back.
+fn a_frozen_process_loses_nothing(case: &Case) -> anyhow::Result<()> {
+    let setup = Setup::shared(case, 4, Some("identity"))?;
+    let file = case.write("chain.yaml", &setup.chain.yaml())?;
+    let load = setup.feed()?;
+    let mut frozen = setup.run(case, &file, &LOST)?;
+    setup.wait_for_more()?;
+    frozen.process().signal(Signal::Stop)?;
+    let second = setup.run(case, &file, &[])?;
+    setup.wait_for_more()?;
+    frozen.process().signal(Signal::Continue)?;
+    setup.wait_for_members(2)?;
+    let events = load.finish()?;
+    setup.wait_for_commits()?;
+    frozen.stop(LIMIT)?;
+    second.stop(LIMIT)?;
+    setup.ensure_nothing_lost(case, events)
+}
+
+fn a_killed_broker_loses_nothing(case: &Case) -> anyhow::Result<()> {
+    let mut kafka = case.own_kafka()?;
+    let setup = Setup::new(case, kafka.brokers(), 4, Some("identity"))?;
+    let file = case.write("chain.yaml", &setup.chain.yaml())?;
+    let load = setup.feed()?;
+    let run = setup.run(case, &file, &OUTAGE)?;
+    for _ in 0..2 {
+        setup.wait_for_more()?;
+        kafka.kill()?;
+        kafka.restart()?;
+    }
+    setup.wait_for_more()?;
+    let events = load.finish()?;
+    setup.wait_for_commits()?;
+    run.stop(LIMIT)?;
+    setup.ensure_nothing_lost(case, events)
+}
+
+/// What cannot be published or confirmed any more is not waited for without end, and is there after the next start.
+fn sigterm_ends_a_run_whose_broker_is_gone(case: &Case) -> anyhow::Result<()> {
+    let mut kafka = case.own_kafka()?;
+    let setup = Setup::new(case, kafka.brokers(), 4, Some("identity"))?;
+    let file = case.write("chain.yaml", &setup.chain.yaml())?;
+    let load = setup.feed()?;
+    let mut run = setup.run(case, &file, &["WARN", "ERROR"])?;
+    setup.wait_for_more()?;
+    kafka.kill()?;
+    run.process().signal(Signal::Term)?;
+    let ended = run.finish(LIMIT)?;
+    ensure!(matches!(ended.code, Some(0 | 1)), "exit code {:?}, signal {:?}", ended.code, ended.signal);
+    kafka.restart()?;
+    let events = load.finish()?;
+    setup.catch_up(case, &file, &OUTAGE)?;
+    setup.ensure_nothing_lost(case, events)
+}

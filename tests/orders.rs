@@ -1,0 +1,200 @@
+//! The example pipelines/orders on a real Kafka, end to end through the binary: 200,000 orders, each in exactly one
+//! final topic, through restarts and kills.
+
+use std::collections::BTreeMap;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use support::chain::repository;
+use support::checker::{Report, Seen, compare};
+use support::client::{Client, Received, Record};
+use support::suite::{Case, Suite};
+use support::wait::wait_until;
+use support::workload::{Kind, customer, kind, order, order_number};
+
+mod support;
+
+/// How many orders go through.
+const ORDERS: u64 = 200_000;
+/// The longest that a part of a test may take on a loaded machine.
+const LIMIT: Duration = Duration::from_secs(180);
+/// Part of the WARN lines about the broken orders.
+const EXPECTED: [&str; 1] = ["kind=\"reject\" reason=\"not the expected JSON"];
+/// The topics in which an order's way through the example ends.
+const ENDS: [&str; 4] = ["notifications", "payment-reviews", "orders.payment.dead", "orders.notification.dead"];
+
+fn main() -> ExitCode {
+    let mut suite = Suite::default();
+    suite.kafka("each_order_ends_once_through_a_graceful_restart", each_order_ends_once_through_a_graceful_restart);
+    suite.kafka("kill_9_loses_no_order", kill_9_loses_no_order);
+    suite.run()
+}
+
+fn produce_orders(client: &Client) -> anyhow::Result<()> {
+    client.create_topic("orders", 4, &[])?;
+    client.produce("orders", (0..ORDERS).map(order))
+}
+
+/// The pipeline file as it is in the repository, stopped by SIGTERM in the middle and started again.
+fn each_order_ends_once_through_a_graceful_restart(case: &Case) -> anyhow::Result<()> {
+    let kafka = case.own_kafka()?;
+    let client = Client::new(&kafka.brokers());
+    produce_orders(&client)?;
+    let file = repository("pipelines/orders/chain.yaml");
+    let total = i64::try_from(ORDERS)?;
+
+    let first = case.run(&file, &kafka.brokers(), &[], &EXPECTED)?;
+    client.wait_for_events(LIMIT, &ENDS, total / 10)?;
+    first.stop(LIMIT)?;
+    let between = client.count(&ENDS)?;
+    ensure!(between < total, "all was done before the restart: the test proves nothing");
+    case.note(&format!("{between} of {total} orders had ended at the restart"));
+
+    let second = case.run(&file, &kafka.brokers(), &[], &EXPECTED)?;
+    client.wait_for_events(LIMIT, &ENDS, total)?;
+    second.stop(LIMIT)?;
+    // Nothing is left, and a run over nothing ends by itself.
+    case.run(&file, &kafka.brokers(), &["--until-caught-up"], &[])?.finish_well(LIMIT)?;
+
+    let ends = read_ends(&client)?;
+    check(&ends).exactly_once().map_err(anyhow::Error::msg)?;
+    check_places(&ends)?;
+    check_dead_letters(&ends["orders.payment.dead"])?;
+    check_forwarded(&ends["payment-reviews"])
+}
+
+/// The same with kill -9 three times. At least once: orders may end twice, in order all the same.
+fn kill_9_loses_no_order(case: &Case) -> anyhow::Result<()> {
+    let kafka = case.own_kafka()?;
+    let client = Client::new(&kafka.brokers());
+    produce_orders(&client)?;
+    // The file of the example, but a process that was killed is missed sooner than after 45 seconds.
+    let text = std::fs::read_to_string(repository("pipelines/orders/chain.yaml"))?;
+    let text = with_session_timeout(&text)?
+        .replace("wasm: functions/", &format!("wasm: {}/", repository("pipelines/orders/functions").display()));
+    let file = case.write("chain.yaml", &format!("name: orders\n{}", without_name(&text)))?;
+    let total = i64::try_from(ORDERS)?;
+
+    for round in 1..=3 {
+        let killed = case.run(&file, &kafka.brokers(), &[], &EXPECTED)?;
+        let ended = client.wait_for_events(LIMIT, &ENDS, total * round / 5)?;
+        killed.kill()?;
+        ensure!(ended < total, "all was done before kill {round}: the test proves nothing");
+    }
+    let last = case.run(&file, &kafka.brokers(), &[], &EXPECTED)?;
+    wait_for_all_orders(&client)?;
+    last.stop(LIMIT)?;
+
+    let ends = read_ends(&client)?;
+    let report = check(&ends);
+    case.note(&format!("kill -9 three times: {}", report.describe()));
+    report.at_least_once().map_err(anyhow::Error::msg)?;
+    check_places(&ends)
+}
+
+/// Sets the session timeout of the file's one connection.
+fn with_session_timeout(text: &str) -> anyhow::Result<String> {
+    let brokers = text.find("brokers:").context("the example names no brokers")?;
+    let mut text = text.to_owned();
+    // In a flow mapping `{ brokers: ... }` and in a block mapping alike.
+    let line = text[..brokers].rfind('\n').map_or(0, |end| end + 1);
+    let flow = text[line..brokers].contains('{');
+    let indent = " ".repeat(if flow { 0 } else { brokers - line });
+    let end = if flow { ", ".to_owned() } else { format!("\n{indent}") };
+    text.insert_str(brokers, &format!("properties: {{ session.timeout.ms: \"6000\" }}{end}"));
+    Ok(text)
+}
+
+/// The file without its own `name:`, which the test sets: the default would be the name of the test's folder.
+fn without_name(text: &str) -> String {
+    text.lines().filter(|line| !line.starts_with("name:")).fold(String::new(), |text, line| text + line + "\n")
+}
+
+/// Waits until the groups of both pipelines have confirmed everything.
+fn wait_for_all_orders(client: &Client) -> anyhow::Result<()> {
+    for (group, topic) in [("orders.payment", "orders"), ("orders.notification", "payments")] {
+        wait_until(LIMIT, &format!("group {group} to have done {topic}"), || {
+            let ends = client.watermarks(topic)?;
+            let committed = client.committed(group, topic)?;
+            let done = ends.iter().all(|(partition, (_, high))| *high == 0 || committed.get(partition) == Some(high));
+            Ok(done.then_some(()))
+        })?;
+    }
+    Ok(())
+}
+
+fn read_ends(client: &Client) -> anyhow::Result<BTreeMap<&'static str, Vec<Received>>> {
+    ENDS.into_iter().map(|topic| Ok((topic, client.read(topic)?))).collect()
+}
+
+/// All orders against all events of all final topics; order within each partition of each.
+fn check(ends: &BTreeMap<&str, Vec<Received>>) -> Report<Option<u64>> {
+    let input: Vec<_> = (0..ORDERS).map(|number| Seen { key: customer(number), id: Some(number) }).collect();
+    let output: Vec<_> = ends
+        .values()
+        .flat_map(|events| events.chunk_by(|a, b| a.partition == b.partition))
+        .map(|events| events.iter().map(seen).collect())
+        .collect();
+    compare(&input, &output)
+}
+
+fn seen(event: &Received) -> Seen<String, Option<u64>> {
+    let key = String::from_utf8_lossy(event.key.as_deref().unwrap_or_default()).into_owned();
+    Seen { key, id: order_number(event) }
+}
+
+/// Every order ended where its kind belongs.
+fn check_places(ends: &BTreeMap<&str, Vec<Received>>) -> anyhow::Result<()> {
+    for (topic, events) in ends {
+        for event in events {
+            let number = order_number(event).with_context(|| format!("{topic}: no order in {event:?}"))?;
+            let place = match kind(number) {
+                Kind::Small => "notifications",
+                Kind::Large => "payment-reviews",
+                Kind::Broken => "orders.payment.dead",
+            };
+            ensure!(place == *topic, "order {number} ended in {topic} instead of {place}: {event:?}");
+        }
+    }
+    Ok(())
+}
+
+/// A dead letter is the order as it was, with its reason behind its own headers.
+fn check_dead_letters(events: &[Received]) -> anyhow::Result<()> {
+    for event in events {
+        let record = order(order_number(event).context("no order")?);
+        ensure_untouched(&record, event)?;
+        for (name, value) in [
+            ("fluxmill-pipeline", "payment"),
+            ("fluxmill-source-topic", "orders"),
+            ("fluxmill-error-kind", "reject"),
+            ("fluxmill-attempts", "1"),
+        ] {
+            ensure!(event.header(name)? == value, "{name} is not `{value}` in {event:?}");
+        }
+        ensure!(!event.header("fluxmill-reason")?.is_empty(), "a dead letter without a reason");
+    }
+    Ok(())
+}
+
+/// An order that goes to review is forwarded byte for byte, at its own time.
+fn check_forwarded(events: &[Received]) -> anyhow::Result<()> {
+    for event in events {
+        let record = order(order_number(event).context("no order")?);
+        ensure_untouched(&record, event)?;
+        ensure!(event.timestamp == record.timestamp, "the timestamp of {event:?} was {:?}", record.timestamp);
+        ensure!(event.headers.len() == record.headers.len(), "headers were added to {event:?}");
+    }
+    Ok(())
+}
+
+/// Key, value and the first headers are those of the record.
+fn ensure_untouched(record: &Record, event: &Received) -> anyhow::Result<()> {
+    ensure!(event.key == record.key && event.value == record.value, "{event:?} was {record:?}");
+    for (at, (name, value)) in record.headers.iter().enumerate() {
+        let kept = event.headers.get(at).is_some_and(|(found, bytes)| found == name.as_bytes() && bytes == value);
+        ensure!(kept, "header {at} of {event:?} was {name}: {value:?}");
+    }
+    Ok(())
+}
