@@ -1,0 +1,145 @@
+#!/usr/bin/env python3
+"""Says where the CPU time of the contestants of benches/baseline.py goes, by Linux perf.
+
+    benches/profile.py [--rounds 5] [--events 1000000] [--write]
+
+The contestants copy the topic in turn under `perf record` with call stacks, round after round: one profile alone says
+little, since the work of librdkafka's own threads differs by a factor of two from run to run. The table has medians
+and ranges. A sample counts for the first group of `GROUPS` that fits the thread's name and a function on the stack.
+Samples become CPU-seconds by the sampling frequency; sampling with stacks disturbs, so the totals are not those of
+the baseline.
+With --write the table replaces the part between the markers of docs/performance.md.
+"""
+
+import argparse
+import collections
+import itertools
+import pathlib
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+import baseline
+
+BEGIN, END = "<!-- profile: begin -->", "<!-- profile: end -->"
+FREQUENCY = 999
+STACK_BYTES = 16384
+
+# Group, thread, function: the first that fits. Threads are named by librdkafka (`rdk:...`) and by Fluxmill.
+GROUPS = [
+    ("sockets, in the kernel", r"rdk:", r"sendmsg|recvmsg|sock_|tcp_|^__x64_sys_(send|recv)|unix_stream"),
+    ("fetch: responses into messages", r"rdk:", r"msgset_reader|fetch_reply|handle_Fetch|rd_kafka_fetch"),
+    ("produce: delivery reports", r"", r"handle_Produce|rd_kafka_dr_|rd_kafka_poll_cb|rd_kafka_poll\b|dr_msg|delivered|deliver(y|ies)"),
+    ("produce: messages into requests", r"rdk:", r"msgset_(create|writer)|produce_toppar|ProduceRequest|toppar_producer_serve"),
+    ("librdkafka's other threads' work", r"rdk:", r""),
+    ("commit", r"", r"commit"),
+    ("sandbox: instance, call, columns in and out", r"", r"wasmtime|wasm_trampoline|sandbox|Function.*call|\[unknown\].*jit"),
+    ("produce: rows handed to the producer", r"", r"rd_kafka_produce|rd_kafka_msg_partitioner|rd_kafka_msg_new|sink"),
+    ("consume: messages taken, freed", r"", r"rd_kafka_consume|rd_kafka_message_|rd_kafka_op_|rd_kafka_q_|rd_kafka_queue"),
+    ("copy into columns", r"", r"BatchBuilder|intake|Writer.*append|BinaryBuilder|GenericByteBuilder"),
+    ("consume: messages taken, freed", r"^source-|^copy-loop", r"[kK]afka|free|mutex|clock_gettime|copy_loop"),
+    ("lane: settle, route, wait", r"tokio", r"lane|settle|route|tokio|fluxmill"),
+]
+OTHER = "other"
+
+
+def samples(data):
+    """The thread's name and the functions on the stack, innermost first, of each sample."""
+    command = ["perf", "script", "--no-inline", "-i", data, "-F", "comm,tid,ip,sym"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as script:
+        comm, frames = None, []
+        for line in script.stdout:
+            if not line.strip():
+                if comm is not None:
+                    yield comm, frames
+                comm, frames = None, []
+            elif comm is None:
+                comm = line.rsplit(None, 1)[0].strip()
+            else:
+                frames.append(line.split(None, 1)[1].strip())
+        if comm is not None:
+            yield comm, frames
+    if script.returncode != 0:
+        sys.exit("perf script failed")
+
+
+def group(comm, frames):
+    for name, thread, function in GROUPS:
+        if re.search(thread, comm) and any(re.search(function, frame) for frame in frames):
+            return name
+    return OTHER
+
+
+def profile(rig, make_command, data):
+    """CPU-seconds per million events of each group, and the names of what fits no group."""
+    record = ["perf", "record", "-q", "-F", str(FREQUENCY), "--call-graph", f"dwarf,{STACK_BYTES}", "-o", data, "--"]
+    rig.run(lambda output: record + make_command(output))
+    counts, strange = collections.Counter(), collections.Counter()
+    for comm, frames in samples(data):
+        name = group(comm, frames)
+        counts[name] += 1
+        if name == OTHER:
+            strange[f"{comm}: {frames[0] if frames else '?'} < {frames[1] if len(frames) > 1 else '?'}"] += 1
+    per_million = {name: count / FREQUENCY / (rig.events / 1e6) for name, count in counts.items()}
+    return per_million, strange
+
+
+def cell(values):
+    if not any(values):
+        return ""
+    return f"{statistics.median(values):.2f} ({min(values):.2f}-{max(values):.2f})"
+
+
+def table(results):
+    """Medians and ranges; `results` has a list of rounds for each contestant."""
+    names = dict.fromkeys([name for name, *_ in GROUPS] + [OTHER])
+    lines = ["| CPU-s per million events | " + " | ".join(results) + " |", "| --- |" + " ---: |" * len(results)]
+    for name in names:
+        cells = [cell([result.get(name, 0) for result in rounds]) for rounds in results.values()]
+        if any(cells):
+            lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    totals = [cell([sum(result.values()) for result in rounds]) for rounds in results.values()]
+    lines.append("| **all** | " + " | ".join(totals) + " |")
+    return "\n".join(lines)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--events", type=int, default=1_000_000)
+    parser.add_argument("--identity", type=pathlib.Path, default=baseline.IDENTITY, help="the component of C")
+    parser.add_argument("--write", action="store_true", help="write the table into docs/performance.md")
+    parser.add_argument("--strange", action="store_true", help="print what fits no group")
+    options = parser.parse_args()
+    copy_loop, fluxmill = baseline.build()
+    folder = pathlib.Path(tempfile.mkdtemp(prefix="fluxmill-profile-"))
+    try:
+        with baseline.kafka(folder) as brokers:
+            rig = baseline.Rig(brokers, folder, copy_loop, fluxmill, options.events)
+            rig.load()
+            wasm = options.identity.resolve()
+            identity = lambda output: rig.chain(output, wasm)
+            rig.run(identity)
+            contestants = {"raw loop": rig.raw, "no function": rig.chain, "identity function": identity}
+            results = {name: [] for name in contestants}
+            for number, (name, make_command) in itertools.product(range(options.rounds), contestants.items()):
+                result, strange = profile(rig, make_command, folder / "perf.data")
+                results[name].append(result)
+                print(f"round {number + 1}: {name}: {sum(result.values()):.2f} CPU-s/M", flush=True)
+                if options.strange:
+                    print( *(f"  {count:5} {what}" for what, count in strange.most_common(25)), sep="\n")
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    command = f"benches/profile.py --rounds {options.rounds} --events {options.events}"
+    text = f"`{command}`, {time.strftime('%Y-%m-%d')}. Median (range).\n\n{table(results)}\n"
+    print(text)
+    if options.write:
+        baseline.write(BEGIN, END, text)
+
+
+if __name__ == "__main__":
+    main()
