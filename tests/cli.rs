@@ -114,6 +114,19 @@ fn a_component_with_another_digest_exits_with_2() {
 }
 
 #[test]
+fn a_broker_that_is_not_there_is_told_by_check_and_exits_with_1() {
+    let folder = TempDir::new().expect("a folder");
+    let file = folder.path().join("chain.yaml");
+    // Port 1 of this machine refuses connections.
+    let text = "name: x\nconnections:\n  main: { kafka: { brokers: [\"127.0.0.1:1\"] } }\npipelines:\n  p:\n    \
+                from: { kafka: { topics: [a] } }\n    to: { kafka: { topic: b } }\n";
+    std::fs::write(&file, text).expect("write");
+    let ended = fluxmill(&["check", "--connect", &file.display().to_string()]);
+    assert_eq!((ended.code, ended.stdout.as_str()), (Some(1), ""), "{ended:?}");
+    assert!(ended.stderr.contains("chain.yaml:3:") && ended.stderr.contains("127.0.0.1:1"), "{}", ended.stderr);
+}
+
+#[test]
 fn the_other_commands_print_and_exit_with_0() {
     let (_folder, file) = folder(Some(guest("identity")), &[]);
     assert_eq!(fluxmill(&["check", &file]).code, Some(0));

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use crate::broker::{BrokerError, BrokerErrorKind, kafka};
-use crate::cli::{EXIT_USAGE, environment, report};
+use crate::cli::{EXIT_FAILED, EXIT_OK, EXIT_USAGE, environment, report};
 use crate::config::{self, ConfigErrors, Loaded};
 use crate::function::{Engine, EngineOptions, Function};
 use crate::spec::{ConnectionSpec, KafkaConnection, TopicSpec};
@@ -31,30 +31,36 @@ impl Args {
     /// # Errors
     /// When standard output cannot be written.
     pub fn execute(self) -> anyhow::Result<ExitCode> {
-        let mut code = ExitCode::SUCCESS;
+        let (mut wrong, mut refused) = (false, false);
         for path in &self.files {
-            let checked = config::load(path, &environment).and_then(|loaded| {
-                components(&loaded)?;
-                if self.connect {
-                    brokers(&loaded)?;
-                }
-                Ok(loaded)
-            });
-            match checked {
-                Ok(loaded) => {
-                    let (pipelines, topics) = (loaded.spec.pipelines.len(), topic_count(&loaded));
-                    let (file, s) = (loaded.file(), |n| if n == 1 { "" } else { "s" });
-                    let line =
-                        format!("ok: {file}: {pipelines} pipeline{}, {topics} topic{}\n", s(pipelines), s(topics));
-                    std::io::stdout().write_all(line.as_bytes())?;
-                }
+            let checked = config::load(path, &environment).and_then(|loaded| components(&loaded).map(|()| loaded));
+            let loaded = match checked {
+                Ok(loaded) => loaded,
                 Err(errors) => {
                     report(&errors);
-                    code = ExitCode::from(EXIT_USAGE);
+                    wrong = true;
+                    continue;
                 }
+            };
+            if self.connect
+                && let Err(errors) = brokers(&loaded)
+            {
+                report(&errors);
+                refused = true;
+                continue;
             }
+            let (pipelines, topics) = (loaded.spec.pipelines.len(), topic_count(&loaded));
+            let (file, s) = (loaded.file(), |n| if n == 1 { "" } else { "s" });
+            let line = format!("ok: {file}: {pipelines} pipeline{}, {topics} topic{}\n", s(pipelines), s(topics));
+            std::io::stdout().write_all(line.as_bytes())?;
         }
-        Ok(code)
+        // What a broker says may change without the file.
+        let code = match (wrong, refused) {
+            (true, _) => EXIT_USAGE,
+            (false, true) => EXIT_FAILED,
+            (false, false) => EXIT_OK,
+        };
+        Ok(ExitCode::from(code))
     }
 }
 
