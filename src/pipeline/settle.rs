@@ -69,13 +69,22 @@ pub struct Settlement {
     /// Rows to run again in the next attempt, with the last reason.
     again: Vec<(u32, String)>,
     attempt: u32,
+    /// Rows that timed out alone, once.
+    timed_out: Vec<u32>,
     failed: Vec<FailedRow>,
 }
 
 impl Settlement {
     /// A batch of `rows` rows that is yet to be called.
     pub fn new(rows: u32, policy: RetrySpec) -> Self {
-        Self { policy, calls: vec![(0..rows).collect()], again: Vec::new(), attempt: 1, failed: Vec::new() }
+        Self {
+            policy,
+            calls: vec![(0..rows).collect()],
+            again: Vec::new(),
+            attempt: 1,
+            timed_out: Vec::new(),
+            failed: Vec::new(),
+        }
     }
 
     /// What to do next. After [`Step::Call`], tell what came of it by [`Self::succeeded`] or [`Self::failed`].
@@ -119,6 +128,11 @@ impl Settlement {
         };
         match rows.len() {
             0 => {}
+            // The whole process may have been paused, so the clock alone condemns nobody.
+            1 if by == FailedBy::Fault(Fault::Timeout) && !self.timed_out.contains(&rows[0]) => {
+                self.timed_out.push(rows[0]);
+                self.calls.push(rows);
+            }
             1 => self.fail(rows[0], by, reason.clone()),
             len => {
                 let second = rows.split_off(len / 2);
@@ -250,6 +264,18 @@ mod tests {
         let waits: Vec<u128> = (1..4).map(|attempt| backoff(POLICY, attempt).as_millis()).collect();
         assert_eq!(waits, [100, 150, 150]);
         assert_eq!(backoff(POLICY, 4000), POLICY.backoff_max);
+    }
+
+    #[test]
+    fn a_row_that_times_out_alone_has_a_second_chance() {
+        let timeout = CallError::Fault { fault: Fault::Timeout, reason: "1s".into() };
+        let mut settlement = Settlement::new(1, POLICY);
+        assert_eq!(settlement.next(), Step::Call(vec![0]));
+        settlement.failed(vec![0], &timeout);
+        assert_eq!(settlement.next(), Step::Call(vec![0]));
+        settlement.failed(vec![0], &timeout);
+        assert_eq!(settlement.next(), Step::Done);
+        assert_eq!(settlement.into_failed()[0].by, FailedBy::Fault(Fault::Timeout));
     }
 
     #[test]
