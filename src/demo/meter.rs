@@ -107,13 +107,7 @@ fn hop(spec: &PipelineSpec, metrics: Arc<PipelineMetrics>) -> Hop {
 
 /// All topics that a chain uses.
 pub fn topics(chain: &ChainSpec) -> BTreeSet<String> {
-    let mut topics = BTreeSet::new();
-    for pipeline in &chain.pipelines {
-        let SourceSpec::Kafka(source) = &pipeline.source;
-        topics.extend(source.topics.iter().cloned());
-        topics.extend(pipeline.targets().map(|TargetSpec::Kafka { topic, .. }| topic.clone()));
-    }
-    topics
+    chain.used_topics().into_iter().map(|(_, topic)| topic.to_owned()).collect()
 }
 
 /// The topics that nothing in the chain consumes.
