@@ -27,6 +27,7 @@ pub use schema::json_schema;
 pub(crate) use units::{show_duration, show_size};
 
 use read::Read as _;
+pub(crate) use validate::columnar::columnar_settings;
 use validate::{Context, Places};
 
 use crate::spec::ChainSpec;
@@ -101,6 +102,12 @@ pub fn load(path: &Path, environment: &dyn Fn(&str) -> Option<String>) -> Result
         Some((Some(spec), places)) if mistakes.is_empty() => Ok(Loaded { spec, source, places }),
         _ => Err(ConfigErrors::new(source, mistakes)),
     }
+}
+
+/// The names of all properties that librdkafka is known to have.
+#[cfg(test)]
+pub(crate) fn properties() -> impl Iterator<Item = &'static str> {
+    validate::librdkafka::KNOWN.iter().map(|property| property.name)
 }
 
 /// Reads a duration on the command line.

@@ -35,8 +35,115 @@ pub struct KafkaConnection {
     pub tls: Option<TlsSpec>,
     /// SASL, when asked for.
     pub sasl: Option<SaslSpec>,
+    /// Which client moves the events.
+    pub client: KafkaClient,
     /// Further librdkafka settings; those that would break a guarantee were refused.
     pub properties: BTreeMap<String, String>,
+}
+
+/// Which client moves a connection's events. Groups, commits and administration are librdkafka's with both.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(clippy::large_enum_variant, reason = "a chain has a handful of connections")]
+pub enum KafkaClient {
+    /// Fluxmill's own: record batches straight to columns and back.
+    Columnar(ColumnarSettings),
+    /// librdkafka, with all its settings.
+    Librdkafka,
+}
+
+/// What the columnar client can be set to. Each setting has librdkafka's name and meaning.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ColumnarSettings {
+    /// `fetch.max.bytes`: about how many bytes one fetch response may hold.
+    pub fetch_bytes: usize,
+    /// `max.partition.fetch.bytes`: about how many of them may be of one partition.
+    pub partition_fetch_bytes: usize,
+    /// `fetch.min.bytes`: how many bytes the broker waits for before it answers.
+    pub fetch_min_bytes: i32,
+    /// `fetch.wait.max.ms`: how long it waits for them.
+    pub fetch_wait: Duration,
+    /// `client.rack`: where this process runs, so that a replica nearby may serve it (KIP-392).
+    pub rack: Option<String>,
+    /// `receive.message.max.bytes`: the largest response that is accepted.
+    pub response_bytes_max: usize,
+    /// `compression.type`: how record batches are compressed.
+    pub compression: Compression,
+    /// `linger.ms`: how long a record batch that is not full waits for more events.
+    pub linger: Duration,
+    /// `batch.size`: about how many bytes a record batch may hold, before compression. One event is the least.
+    pub batch_bytes: usize,
+    /// `message.max.bytes`: the largest event that is sent.
+    pub message_bytes_max: usize,
+    /// `queue.buffering.max.kbytes`, in bytes: how much may wait for acknowledgements.
+    pub buffer_bytes: usize,
+    /// `request.timeout.ms`: how long the broker may wait for its replicas.
+    pub request_timeout: Duration,
+    /// `socket.timeout.ms`: how long an answer may take, on top of what the request lets the broker wait.
+    pub socket_timeout: Duration,
+    /// `socket.connection.setup.timeout.ms`: how long a connection may take to be set up.
+    pub connect_timeout: Duration,
+    /// `reconnect.backoff.ms` and `reconnect.backoff.max.ms`: the first and the longest wait before another attempt.
+    pub reconnect_backoff: (Duration, Duration),
+    /// `metadata.max.age.ms`: how old the known leaders may be.
+    pub metadata_age_max: Duration,
+}
+
+/// Properties of [`KafkaConnection::properties`] that concern moving events and nothing else, with both of their names.
+/// Under the columnar client they are in [`ColumnarSettings`], and librdkafka is not told: it would hold them against
+/// settings of its own, and refuse.
+pub const DATA_PROPERTIES: &[&str] = &[
+    "fetch.max.bytes",
+    "max.partition.fetch.bytes",
+    "fetch.message.max.bytes",
+    "fetch.min.bytes",
+    "fetch.wait.max.ms",
+    "receive.message.max.bytes",
+    "compression.type",
+    "compression.codec",
+    "linger.ms",
+    "queue.buffering.max.ms",
+    "batch.size",
+    "message.max.bytes",
+    "queue.buffering.max.kbytes",
+    "request.timeout.ms",
+];
+
+impl Default for ColumnarSettings {
+    fn default() -> Self {
+        Self {
+            fetch_bytes: 4 << 20,
+            partition_fetch_bytes: 1 << 20,
+            fetch_min_bytes: 1,
+            fetch_wait: Duration::from_millis(100),
+            rack: None,
+            response_bytes_max: 100_000_000,
+            compression: Compression::None,
+            linger: Duration::ZERO,
+            batch_bytes: 1_000_000,
+            message_bytes_max: 32 << 20,
+            buffer_bytes: 64 << 20,
+            request_timeout: Duration::from_secs(30),
+            socket_timeout: Duration::from_secs(30),
+            connect_timeout: Duration::from_secs(10),
+            reconnect_backoff: (Duration::from_millis(100), Duration::from_secs(2)),
+            metadata_age_max: Duration::from_secs(300),
+        }
+    }
+}
+
+/// How record batches are compressed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Compression {
+    /// Not at all.
+    None,
+    /// gzip.
+    Gzip,
+    /// Snappy.
+    Snappy,
+    /// LZ4 frames.
+    Lz4,
+    /// Zstandard.
+    Zstd,
 }
 
 /// TLS settings; the system's roots are used where no CA is given.
@@ -52,16 +159,30 @@ pub struct TlsSpec {
 
 /// SASL settings.
 #[derive(Clone, Debug)]
-pub struct SaslSpec {
-    /// The mechanism.
-    pub mechanism: SaslMechanism,
-    /// The user name.
-    pub username: String,
-    /// The password; never printed.
-    pub password: Secret,
+pub enum SaslSpec {
+    /// A user and a password.
+    Password {
+        /// The mechanism.
+        mechanism: SaslMechanism,
+        /// The user name.
+        username: String,
+        /// The password; never printed.
+        password: Secret,
+    },
+    /// A bearer token (OAUTHBEARER, RFC 7628).
+    Token(TokenSource),
 }
 
-/// SASL mechanisms that librdkafka serves here.
+/// Where a bearer token comes from.
+#[derive(Clone, Debug)]
+pub enum TokenSource {
+    /// The token itself.
+    Value(Secret),
+    /// A file that something else keeps fresh; read at each authentication.
+    File(PathBuf),
+}
+
+/// SASL mechanisms with a user and a password.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SaslMechanism {
     /// PLAIN (RFC 4616).
@@ -70,6 +191,17 @@ pub enum SaslMechanism {
     ScramSha256,
     /// SCRAM-SHA-512.
     ScramSha512,
+}
+
+impl SaslMechanism {
+    /// The name that SASL has for it.
+    pub fn name(self) -> &'static str {
+        match self {
+            SaslMechanism::Plain => "PLAIN",
+            SaslMechanism::ScramSha256 => "SCRAM-SHA-256",
+            SaslMechanism::ScramSha512 => "SCRAM-SHA-512",
+        }
+    }
 }
 
 /// A value that must not reach a log or a terminal.
@@ -282,7 +414,9 @@ impl ChainSpec {
 pub fn is_secret(key: &str) -> bool {
     const PARTS: &[&str] = &["password", "passphrase", "secret", "token", "credential", "private", "apikey", "api_key"];
     let key = key.to_lowercase();
-    PARTS.iter().any(|part| key.contains(part)) || matches!(key.as_str(), "ssl.key.pem" | "sasl.oauthbearer.config")
+    // `token_file` names a file; its content is the secret.
+    PARTS.iter().any(|part| key.contains(part) && key != "token_file")
+        || matches!(key.as_str(), "ssl.key.pem" | "sasl.oauthbearer.config")
 }
 
 /// Shows settings with every secret masked.
@@ -303,6 +437,7 @@ impl std::fmt::Debug for KafkaConnection {
             .field("brokers", &self.brokers)
             .field("tls", &self.tls)
             .field("sasl", &self.sasl)
+            .field("client", &self.client)
             .field("properties", &Masked(&self.properties))
             .finish()
     }

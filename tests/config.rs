@@ -11,8 +11,8 @@ use fluxmill::cli::explain::explain;
 use fluxmill::cli::graph::{Format, draw};
 use fluxmill::config::{self, ConfigErrors, Kind, Loaded};
 use fluxmill::spec::{
-    BatchLimits, ConnectionSpec, FunctionLimits, Guarantee, LastResort, Order, SaslMechanism, SourceSpec, StartOffset,
-    TargetSpec,
+    BatchLimits, ColumnarSettings, Compression, ConnectionSpec, FunctionLimits, Guarantee, KafkaClient, LastResort,
+    Order, SaslMechanism, SaslSpec, SourceSpec, StartOffset, TargetSpec, TokenSource,
 };
 
 fn environment(name: &str) -> Option<String> {
@@ -155,6 +155,7 @@ fn defaults() {
     assert_eq!(created, [("good.payment.dead", 1), ("good.notification.dead", 1)]);
     let ConnectionSpec::Kafka(connection) = &spec.connections["main"];
     assert_eq!(connection.brokers, ["localhost:9092"]);
+    assert_eq!(connection.client, KafkaClient::Columnar(ColumnarSettings::default()));
     assert!(connection.tls.is_none() && connection.sasl.is_none() && connection.properties.is_empty());
 }
 
@@ -170,10 +171,11 @@ fn everything_that_can_be_said() {
     assert_eq!(main.brokers, ["one:9092", "two:9092"]);
     let tls = main.tls.as_ref().expect("tls");
     assert_eq!(tls.ca.as_deref(), Some(Path::new("tests/config/good/ca.pem")));
-    let sasl = main.sasl.as_ref().expect("sasl");
-    assert_eq!((sasl.mechanism, sasl.password.0.as_str()), (SaslMechanism::ScramSha512, "hunter3"));
+    let Some(SaslSpec::Password { mechanism, password, .. }) = &main.sasl else { panic!("{:?}", main.sasl) };
+    assert_eq!((*mechanism, password.0.as_str()), (SaslMechanism::ScramSha512, "hunter3"));
     let ConnectionSpec::Kafka(edge) = &spec.connections["edge"];
-    assert_eq!(edge.sasl.as_ref().expect("sasl").password.0, "hunter2");
+    let Some(SaslSpec::Password { password, .. }) = &edge.sasl else { panic!("{:?}", edge.sasl) };
+    assert_eq!(password.0, "hunter2");
     let names: Vec<_> = spec.pipelines[0].outputs.iter().map(|output| output.name.as_str()).collect();
     assert_eq!(names, ["review", "approved"], "in the order of the file");
     let function = spec.pipelines[0].function.as_ref().expect("a function");
@@ -182,6 +184,29 @@ fn everything_that_can_be_said() {
     assert_eq!(function.digest.as_deref().map(str::len), Some(64));
     let SourceSpec::Kafka(source) = &spec.pipelines[0].source;
     assert_eq!(source.start, StartOffset::Time(1_769_817_600_000));
+}
+
+#[test]
+fn clients_properties_and_tokens() {
+    let loaded = load(Path::new("tests/config/good/tokens.yaml")).unwrap_or_else(|errors| panic!("{errors}"));
+    let ConnectionSpec::Kafka(fresh) = &loaded.spec.connections["fresh"];
+    let Some(SaslSpec::Token(TokenSource::File(path))) = &fresh.sasl else { panic!("{:?}", fresh.sasl) };
+    assert_eq!(path, Path::new("tests/config/good/../files/token.txt"));
+    let expected = ColumnarSettings {
+        partition_fetch_bytes: 2_000_000,
+        linger: Duration::from_micros(2500),
+        compression: Compression::Zstd,
+        rack: Some("rack-7".to_owned()),
+        socket_timeout: Duration::from_secs(20),
+        ..ColumnarSettings::default()
+    };
+    assert_eq!(fresh.client, KafkaClient::Columnar(expected));
+    let session = fresh.properties.get("session.timeout.ms").map(String::as_str);
+    assert_eq!(session, Some("6000"), "the group's properties are passed on");
+    let ConnectionSpec::Kafka(fixed) = &loaded.spec.connections["fixed"];
+    let Some(SaslSpec::Token(TokenSource::Value(token))) = &fixed.sasl else { panic!("{:?}", fixed.sasl) };
+    assert_eq!((&fixed.client, token.0.as_str()), (&KafkaClient::Librdkafka, "hunter2"));
+    assert_eq!(fixed.properties["queued.min.messages"], "1000");
 }
 
 #[test]

@@ -7,11 +7,15 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use crate::cli::load_or_report;
-use crate::config::{show_duration, show_size};
+use crate::config::{columnar_settings, show_duration, show_size};
 use crate::spec::{
-    ChainSpec, ConnectionSpec, FunctionSpec, Guarantee, KafkaConnection, LastResort, Order, PipelineSpec,
-    SaslMechanism, SourceSpec, StartOffset, TargetSpec, TopicSpec, is_secret,
+    ChainSpec, ColumnarSettings, ConnectionSpec, DATA_PROPERTIES, FunctionSpec, Guarantee, KafkaClient,
+    KafkaConnection, LastResort, Order, PipelineSpec, SaslSpec, SourceSpec, StartOffset, TargetSpec, TokenSource,
+    TopicSpec, is_secret,
 };
+
+/// Characters of settings in one line.
+const SETTINGS_WIDTH: usize = 100;
 
 /// Print what a pipeline file means: every default, and what is promised.
 #[derive(Debug, clap::Args)]
@@ -79,18 +83,51 @@ fn explain_connection(out: &mut String, name: &str, connection: &KafkaConnection
     }
     match &connection.sasl {
         None => line(out, "sasl", "none"),
-        Some(sasl) => {
-            let mechanism = match sasl.mechanism {
-                SaslMechanism::Plain => "PLAIN",
-                SaslMechanism::ScramSha256 => "SCRAM-SHA-256",
-                SaslMechanism::ScramSha512 => "SCRAM-SHA-512",
-            };
-            line(out, "sasl", format!("{mechanism}, user {}, password ***", sasl.username));
+        Some(SaslSpec::Password { mechanism, username, .. }) => {
+            let mechanism = mechanism.name();
+            line(out, "sasl", format!("{mechanism}, user {username}, password ***"));
+        }
+        Some(SaslSpec::Token(TokenSource::Value(_))) => line(out, "sasl", "OAUTHBEARER, token ***"),
+        Some(SaslSpec::Token(TokenSource::File(path))) => {
+            line(out, "sasl", format!("OAUTHBEARER, token from {}", path.display()));
         }
     }
-    if !connection.properties.is_empty() {
-        line(out, "properties", pairs(&connection.properties));
+    match &connection.client {
+        KafkaClient::Columnar(settings) => {
+            line(out, "client", "columnar (Fluxmill's own; groups and commits by librdkafka)");
+            line(out, "settings", columnar(settings));
+        }
+        KafkaClient::Librdkafka => line(out, "client", "librdkafka (for events, groups and commits)"),
     }
+    let mut properties = connection.properties.clone();
+    if matches!(connection.client, KafkaClient::Columnar(_)) {
+        properties.retain(|name, _| !DATA_PROPERTIES.contains(&name.as_str()));
+    }
+    if !properties.is_empty() {
+        line(out, "properties", pairs(&properties));
+    }
+}
+
+/// What the columnar client is set to, several lines of it.
+fn columnar(settings: &ColumnarSettings) -> String {
+    let mut text = String::new();
+    let mut width = 0;
+    for (name, value) in columnar_settings(settings) {
+        if value.is_empty() {
+            continue;
+        }
+        let pair = format!("{name}={}", value.escape_debug());
+        if width > 0 && width + pair.len() + 2 > SETTINGS_WIDTH {
+            let _ = write!(text, ",\n  {:<12} ", "");
+            width = 0;
+        } else if width > 0 {
+            text.push_str(", ");
+            width += 2;
+        }
+        width += pair.len();
+        text.push_str(&pair);
+    }
+    text
 }
 
 fn explain_topic(out: &mut String, topic: &TopicSpec) {

@@ -103,6 +103,14 @@ kinds! {
     TlsPair => "config::tls_pair",
     /// A librdkafka property that breaks a guarantee or that Fluxmill sets itself.
     RefusedProperty => "config::refused_property",
+    /// A property that librdkafka does not know.
+    UnknownProperty => "config::unknown_property",
+    /// A property that the columnar client cannot honour.
+    NotColumnar => "config::not_for_columnar",
+    /// Two properties that cannot both hold.
+    PropertiesClash => "config::properties_clash",
+    /// Keys of SASL that do not go with the mechanism.
+    SaslKeys => "config::sasl_keys",
     /// A connection that is not there.
     UnknownConnection => "config::unknown_connection",
     /// Several connections, and none chosen.

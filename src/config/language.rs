@@ -6,7 +6,7 @@ use super::read::{Field, Item, Map, Read, Reader};
 use super::scalar::{
     Broker, ChainName, ConfigKey, ConnectionKey, ConnectionName, Digest, Flag, GroupName, InstanceName, Millis,
     MillisRange, OutputKey, PemFile, PipelineKey, PropertyKey, SecretValue, SettingKey, Size, Start, TargetTopic, Text,
-    TopicKey, TopicName, UserName, WasmFile, Whole,
+    TokenFile, TopicKey, TopicName, UserName, WasmFile, Whole,
 };
 use super::shape::{FieldShape, Need, Object, Shape, Word};
 use super::tree::{Body, Node};
@@ -141,12 +141,12 @@ objects! {
         tls: Tls = optional("none"),
         /// SASL authentication.
         sasl: Sasl = optional("none"),
-        /// Further librdkafka settings. Those that would break a delivery guarantee, or that Fluxmill sets itself, are refused by name.
+        /// Which client moves the events. Groups, commits and the cluster's topics are librdkafka's with both.
+        client: Client = default("columnar"),
+        /// Further settings, by librdkafka's names. Those that would break a delivery guarantee, or that Fluxmill sets itself, are refused by name; so are those that the columnar client cannot honour, under `client: columnar`. See [librdkafka properties](#librdkafka-properties).
         properties: Map<PropertyKey, Text> = default("{}"),
     }
-    later {
-        "client" => "delete it: this version reaches Kafka by librdkafka",
-    }
+    later {}
 
     /// TLS settings. Paths are relative to the folder of the file.
     struct Tls {
@@ -159,14 +159,18 @@ objects! {
     }
     later {}
 
-    /// SASL settings.
+    /// SASL settings: a mechanism with `username` and `password`, or `OAUTHBEARER` with `token` or `token_file`.
     struct Sasl {
         /// The mechanism.
         mechanism: Mechanism = required,
         /// The user name.
-        username: UserName = required,
+        username: UserName = optional("none; `OAUTHBEARER` takes none, the others need one"),
         /// The password: a text (`${VAR}`) or `{ file: path }`. It is never printed.
-        password: SecretValue = required,
+        password: SecretValue = optional("none; `OAUTHBEARER` takes none, the others need one"),
+        /// A bearer token that stays the same: a text (`${VAR}`) or `{ file: path }`, read at the start. It is never printed.
+        token: SecretValue = optional("`token_file`, for `OAUTHBEARER`"),
+        /// A file with a bearer token that something else keeps fresh; it is read again at each authentication.
+        token_file: TokenFile = optional("`token`, for `OAUTHBEARER`"),
     }
     later {}
 
@@ -320,8 +324,19 @@ words! {
         Scram256 = "SCRAM-SHA-256",
         /// user and password in the clear: use it with TLS only
         Plain = "PLAIN",
+        /// a bearer token, RFC 7628, in the clear: use it with TLS only
+        OauthBearer = "OAUTHBEARER",
     }
-    later { "GSSAPI" => "SCRAM-SHA-512", "OAUTHBEARER" => "SCRAM-SHA-512", }
+    later { "GSSAPI" => "SCRAM-SHA-512", }
+
+    /// Which client moves events.
+    enum Client {
+        /// Fluxmill's own: record batches become columns, and columns record batches, without an object for each event
+        Columnar = "columnar",
+        /// the C library: slower, with all of its properties
+        Librdkafka = "librdkafka",
+    }
+    later {}
 
     /// What keeps its order.
     enum Order {

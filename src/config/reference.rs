@@ -5,7 +5,10 @@ use std::fmt::Write as _;
 use super::language::File;
 use super::shape::{Need, Object, Shape};
 use super::units::{show_millis, show_size};
+use super::validate::columnar::{HONOURED, PASSED_ON, columnar_settings};
+use super::validate::foreign::FOREIGN;
 use super::validate::properties::REFUSED;
+use crate::spec::ColumnarSettings;
 
 const HEAD: &str = "\
 # The pipeline file
@@ -36,6 +39,14 @@ gives the two characters `${`. This is done in values, not in keys, and what a v
 - `fluxmill check FILE` finds every mistake at once; `fluxmill explain FILE` prints what will run, defaults included.
 ";
 
+const PROPERTIES_HEAD: &str = "
+## librdkafka properties
+
+`properties` of a connection are plain numbers and words, without units: bytes, kilobytes and milliseconds as the name \
+says. `fluxmill check` knows every property of librdkafka 2.12, what it takes, and which must fit each other. Callbacks, \
+which only a program can set, are refused.
+";
+
 /// The reference, in Markdown.
 pub fn markdown() -> String {
     let mut objects = Vec::new();
@@ -44,12 +55,36 @@ pub fn markdown() -> String {
     for object in &objects {
         section(&mut out, object);
     }
-    out.push_str("\n## Refused librdkafka properties\n\nAll other properties are passed on as they are.\n\n");
+    properties(&mut out);
+    out
+}
+
+/// What becomes of each librdkafka property.
+fn properties(out: &mut String) {
+    out.push_str(PROPERTIES_HEAD);
+    let defaults = columnar_settings(&ColumnarSettings::default());
+    out.push_str("\n### Honoured by the columnar client\n\n");
+    out.push_str("| property | value | when left out | meaning |\n| --- | --- | --- | --- |\n");
+    for (honoured, (_, default)) in HONOURED.iter().zip(&defaults) {
+        let other = honoured.other_name().map_or(String::new(), |other| format!(", `{other}`"));
+        let value = honoured.bounds().map_or("a word or text".to_owned(), |(min, max)| format!("{min} to {max}"));
+        let default = if default.is_empty() { "none".to_owned() } else { format!("`{default}`") };
+        let _ = writeln!(out, "| `{}`{other} | {value} | {default} | {} |", honoured.name, honoured.doc);
+    }
+    let names: Vec<_> = PASSED_ON.iter().map(|name| format!("`{name}`")).collect();
+    let _ = write!(out, "\n### Passed on to librdkafka, with both clients\n\n{}.\n", names.join(", "));
+    out.push_str("\n### Refused under `client: columnar`\n\n");
+    out.push_str("`client: librdkafka` takes these. A value in the second column says what the columnar client does anyway, and is taken.\n\n");
+    out.push_str("| property | taken | why the columnar client has it not | instead |\n| --- | --- | --- | --- |\n");
+    for foreign in FOREIGN {
+        let same = foreign.same.map_or("-".to_owned(), |same| format!("`{same}`"));
+        let _ = writeln!(out, "| `{}` | {same} | {} | {} |", foreign.name, foreign.why, foreign.instead);
+    }
+    out.push_str("\n### Refused with both clients\n\n");
     out.push_str("| property | why it is refused | instead |\n| --- | --- | --- |\n");
     for refused in REFUSED {
         let _ = writeln!(out, "| `{}` | {} | {} |", refused.name, refused.why, refused.instead);
     }
-    out
 }
 
 fn collect(object: &Object, objects: &mut Vec<Object>) {

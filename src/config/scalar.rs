@@ -284,6 +284,8 @@ paths! {
     WasmFile = "functions/payment.wasm";
     /// Certificates or a key.
     PemFile = "ca.pem";
+    /// What holds a bearer token.
+    TokenFile = "/run/secrets/kafka-token";
     /// What holds a secret.
     SecretFile = "password.txt";
 }

@@ -144,8 +144,9 @@ impl Shape {
 
 impl Object {
     fn sample(&self) -> String {
-        // `to` may be left out for `outputs` only: what must be written includes it.
-        let must = |field: &&FieldShape| field.need == Need::Required || field.key == "to";
+        // `to` may be left out for `outputs` only, and a password for a token: what must be written includes them.
+        let must =
+            |field: &&FieldShape| field.need == Need::Required || matches!(field.key, "to" | "username" | "password");
         let required: Vec<_> = self.fields.iter().filter(must).collect();
         let shown = if required.is_empty() { self.fields.iter().take(1).collect() } else { required };
         let fields: Vec<_> = shown.iter().map(|field| format!("{}: {}", field.key, field.sample())).collect();

@@ -1,9 +1,13 @@
 //! From what the user wrote to what will run. Pure: no file, no network, no clock. Notes every mistake it finds, and
 //! goes on with what is left.
 
+pub(crate) mod columnar;
 mod connection;
+pub(crate) mod foreign;
+pub(crate) mod librdkafka;
 mod names;
 pub(crate) mod properties;
+mod together;
 mod wiring;
 
 use std::collections::BTreeMap;

@@ -2,15 +2,28 @@
 
 use std::collections::BTreeMap;
 
-use super::{Validator, names, properties, texts};
-use crate::config::error::{Kind, Mistake};
-use crate::config::language::{Kafka, Mechanism, Pipeline, Tls};
+use super::properties::Written;
+use super::{Validator, columnar, names, properties, texts, together};
+use crate::config::error::{Kind, Mistake, Span};
+use crate::config::language::{Client, Kafka, Mechanism, Pipeline, Sasl, Tls};
 use crate::config::read::{Field, Named};
 use crate::config::scalar::{PemFile, Text};
-use crate::spec::{ConnectionSpec, KafkaConnection, SaslMechanism, SaslSpec, TlsSpec};
+use crate::spec::{ConnectionSpec, KafkaClient, KafkaConnection, SaslMechanism, SaslSpec, TlsSpec, TokenSource};
 
 /// How long the broker waits for a consumer when nothing else is said, in milliseconds (librdkafka's default).
 pub(crate) const POLL_INTERVAL_DEFAULT: u64 = 300_000;
+
+/// A key, whatever its value is.
+struct Place<'f> {
+    span: &'f Span,
+    is_written: bool,
+}
+
+impl<'f> Place<'f> {
+    fn of<T>(field: &'f Field<T>) -> Self {
+        Self { span: &field.span, is_written: field.is_written() }
+    }
+}
 
 impl Validator<'_> {
     pub(super) fn connections(&mut self) -> BTreeMap<String, ConnectionSpec> {
@@ -41,37 +54,107 @@ impl Validator<'_> {
                 }
             }
         }
-        let written = kafka.properties.value.as_ref().map_or(&[][..], |map| &map.entries);
-        for property in written {
-            self.property(property);
-        }
         let tls = kafka.tls.value.as_ref().map(|tls| self.tls(tls));
-        let sasl = match &kafka.sasl.value {
+        let sasl = kafka.sasl.value.as_ref().map(|sasl| self.sasl(sasl));
+        let entries = kafka.properties.value.as_ref().map_or(&[][..], |map| &map.entries);
+        let client = self.properties(entries, kafka.client.value);
+        let sasl = match sasl {
             None => None,
-            Some(sasl) => Some(SaslSpec {
-                mechanism: match sasl.mechanism.value? {
-                    Mechanism::Plain => SaslMechanism::Plain,
-                    Mechanism::Scram256 => SaslMechanism::ScramSha256,
-                    Mechanism::Scram512 => SaslMechanism::ScramSha512,
-                },
-                username: sasl.username.value.as_ref()?.0.clone(),
-                password: sasl.password.value.as_ref()?.0.clone(),
-            }),
+            Some(sasl) => Some(sasl?),
         };
-        Some(KafkaConnection { brokers, tls, sasl, properties: texts(written) })
+        Some(KafkaConnection { brokers, tls, sasl, client: client?, properties: texts(entries) })
     }
 
-    fn property(&mut self, property: &Named<Text>) {
-        let value = property.value.as_ref().map(|value| value.0.as_str());
-        if let Some(refused) = properties::refused(&property.name, value) {
-            let message = format!("`{}` is refused: {}", refused.name, refused.why);
-            let mistake = Mistake::at(Kind::RefusedProperty, property.span.clone(), message);
-            self.mistakes.push(mistake.help(refused.instead));
+    /// Checks the properties, each by itself and with the others.
+    fn properties(&mut self, entries: &[Named<Text>], client: Option<Client>) -> Option<KafkaClient> {
+        let written: Vec<_> = entries.iter().filter_map(|entry| properties::read(entry, self.mistakes)).collect();
+        self.twice(&written);
+        let client = match client? {
+            Client::Librdkafka => KafkaClient::Librdkafka,
+            Client::Columnar => KafkaClient::Columnar(columnar::settings(&written, self.mistakes)),
+        };
+        together::check(&written, &client, self.mistakes);
+        Some(client)
+    }
+
+    /// Two names of one property.
+    fn twice(&mut self, written: &[Written<'_>]) {
+        for (nth, one) in written.iter().enumerate() {
+            let canonical = one.property.canonical();
+            if let Some(first) = written[..nth].iter().find(|other| other.property.canonical() == canonical) {
+                let message = format!("`{}` and `{}` are one property", first.property.name, one.property.name);
+                let mistake = Mistake::at(Kind::DuplicateKey, one.span.clone(), message).label("written again");
+                let mistake = mistake.other(first.span.clone(), "written first");
+                self.mistakes.push(mistake.help("delete one of them"));
+            }
         }
-        if property.name == "max.poll.interval.ms" && value.is_some_and(|value| value.parse::<u64>().is_err()) {
-            let message = "`max.poll.interval.ms` must be a whole number of milliseconds";
-            let mistake = Mistake::at(Kind::Malformed, property.span.clone(), message);
-            self.mistakes.push(mistake.help(format!("write `max.poll.interval.ms: {POLL_INTERVAL_DEFAULT}`")));
+    }
+
+    fn sasl(&mut self, sasl: &Sasl) -> Option<SaslSpec> {
+        let mechanism = match sasl.mechanism.value? {
+            Mechanism::OauthBearer => return self.token(sasl),
+            Mechanism::Plain => SaslMechanism::Plain,
+            Mechanism::Scram256 => SaslMechanism::ScramSha256,
+            Mechanism::Scram512 => SaslMechanism::ScramSha512,
+        };
+        let name = mechanism.name();
+        for (field, key) in [(Place::of(&sasl.token), "token"), (Place::of(&sasl.token_file), "token_file")] {
+            self.out_of_place(field, key, name, "delete it, or write `mechanism: OAUTHBEARER`");
+        }
+        for (field, key, sample) in [
+            (Place::of(&sasl.username), "username", "fluxmill"),
+            (Place::of(&sasl.password), "password", "\"${KAFKA_PASSWORD}\""),
+        ] {
+            if !field.is_written {
+                let message = format!("`{name}` needs a `{key}`");
+                let mistake = Mistake::at(Kind::MissingKey, field.span.clone(), message).label("in here");
+                self.mistakes.push(mistake.help(format!("add `{key}: {sample}`")));
+            }
+        }
+        let (username, password) = (sasl.username.value.as_ref()?, sasl.password.value.as_ref()?);
+        Some(SaslSpec::Password { mechanism, username: username.0.clone(), password: password.0.clone() })
+    }
+
+    fn token(&mut self, sasl: &Sasl) -> Option<SaslSpec> {
+        for (field, key) in [(Place::of(&sasl.username), "username"), (Place::of(&sasl.password), "password")] {
+            let help = "delete it: the token says who it is; or write `mechanism: SCRAM-SHA-512`";
+            self.out_of_place(field, key, "OAUTHBEARER", help);
+        }
+        let (token, file) = (&sasl.token, &sasl.token_file);
+        match (token.is_written(), file.is_written()) {
+            (true, true) => {
+                let message = "there are both `token` and `token_file`";
+                let mistake = Mistake::at(Kind::SaslKeys, file.span.clone(), message);
+                let mistake = mistake.other(token.key.clone().unwrap_or_default(), "and here");
+                self.mistakes
+                    .push(mistake.help("delete one of them: `token_file` is read again when its token was renewed"));
+            }
+            (false, false) => {
+                let message = "`OAUTHBEARER` needs a token";
+                let mistake = Mistake::at(Kind::SaslKeys, sasl.mechanism.span.clone(), message);
+                let help = "add `token_file: /run/secrets/kafka-token`, a file that something else keeps fresh, or `token: \"${KAFKA_TOKEN}\"`";
+                self.mistakes.push(mistake.help(help));
+            }
+            _ => {}
+        }
+        if let Some(path) = &file.value {
+            return Some(SaslSpec::Token(TokenSource::File(path.0.clone())));
+        }
+        let value = token.value.as_ref()?;
+        if !names::token(&value.0.0) {
+            let message = "the token has characters that no token has";
+            let help = "write the token alone, without quotes, spaces or the word `Bearer`";
+            self.mistakes.push(Mistake::at(Kind::SecretFile, token.span.clone(), message).help(help));
+            return None;
+        }
+        Some(SaslSpec::Token(TokenSource::Value(value.0.clone())))
+    }
+
+    /// A key that does not go with the mechanism.
+    fn out_of_place(&mut self, field: Place<'_>, key: &str, mechanism: &str, help: &str) {
+        if field.is_written {
+            let message = format!("`{mechanism}` takes no `{key}`");
+            self.mistakes.push(Mistake::at(Kind::SaslKeys, field.span.clone(), message).help(help));
         }
     }
 

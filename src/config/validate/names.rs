@@ -103,6 +103,11 @@ pub(super) fn group(name: &str) -> Checked {
     Ok(())
 }
 
+/// Whether this can be a bearer token: visible ASCII, and so nothing that SASL or HTTP would take for an end.
+pub(super) fn token(text: &str) -> bool {
+    text.bytes().all(|byte| byte.is_ascii_graphic())
+}
+
 /// A digest; gives its hexadecimal digits in lower case.
 pub(super) fn digest(text: &str) -> Result<String, Refusal> {
     let digits = text.strip_prefix("sha256:");
