@@ -10,6 +10,8 @@ use std::collections::HashMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Duration;
 
+use tokio::sync::Notify;
+
 pub use watermark::Watermark;
 
 /// One assignment of one partition to this process. A partition that is revoked and comes back gets a new slot, so
@@ -66,6 +68,7 @@ struct State {
 pub struct Tracker {
     state: Mutex<State>,
     ended: Condvar,
+    changes: Notify,
 }
 
 impl Tracker {
@@ -81,7 +84,7 @@ impl Tracker {
     /// Ends an assignment: from now on acknowledgements of its events are ignored, and it makes no progress.
     pub fn revoke(&self, slot: Slot) {
         self.lock().slots.remove(&slot);
-        self.ended.notify_all();
+        self.changed();
     }
 
     /// The partition of a slot, unless it was revoked.
@@ -104,7 +107,7 @@ impl Tracker {
                 assigned.watermark.end(segment.first, segment.last);
             }
         }
-        self.ended.notify_all();
+        self.changed();
     }
 
     /// The partitions whose watermark moved since the last call, with the offset to commit.
@@ -147,6 +150,17 @@ impl Tracker {
         self.lock().abandoned
     }
 
+    /// Waits until batches have ended, or were abandoned, or a slot was revoked, since the last wait. Only one task may
+    /// wait.
+    pub async fn change(&self) {
+        self.changes.notified().await;
+    }
+
+    fn changed(&self) {
+        self.ended.notify_all();
+        self.changes.notify_one();
+    }
+
     fn is_drained(state: &State, slots: &[Slot]) -> bool {
         slots.iter().filter_map(|slot| state.slots.get(slot)).all(|assigned| assigned.watermark.is_drained())
     }
@@ -186,7 +200,7 @@ impl Drop for Token {
     fn drop(&mut self) {
         if !self.segments.is_empty() {
             self.tracker.lock().abandoned += 1;
-            self.tracker.ended.notify_all();
+            self.tracker.changed();
         }
     }
 }

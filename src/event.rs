@@ -10,6 +10,7 @@ mod publication;
 use arrow_array::{Array, BinaryArray};
 use arrow_buffer::{Buffer, OffsetBuffer, ScalarBuffer};
 
+pub(crate) use builder::HEADER_OVERHEAD;
 pub use builder::{BatchBuilder, HeaderBuilder};
 pub use outcome::{ColumnSource, Failure, FailureKind, HeaderSource, Outcome, OutcomeError};
 pub use publication::{Publication, Rows};

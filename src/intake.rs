@@ -12,7 +12,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::delivery::{Segment, Token, Tracker};
-use crate::event::{BatchBuilder, EventBatch, Origin};
+use crate::event::{BatchBuilder, EventBatch, HEADER_OVERHEAD, Origin};
 use crate::spec::BatchLimits;
 
 /// Sealed batches that may wait beside the one that is being filled.
@@ -57,11 +57,12 @@ pub struct Intake {
     bell: Arc<Bell>,
 }
 
-/// Wakes a source's thread: rung when a lane has room again, when the client has rows, when the source must stop.
+/// Wakes a source, which waits as a thread or as a task: rung when a lane has room again, when the client has rows, when the source must stop.
 #[derive(Debug, Default)]
 pub struct Bell {
     rung: Mutex<bool>,
     change: Condvar,
+    rings: Notify,
 }
 
 impl Bell {
@@ -69,6 +70,13 @@ impl Bell {
     pub fn ring(&self) {
         *self.rung.lock().unwrap_or_else(PoisonError::into_inner) = true;
         self.change.notify_one();
+        self.rings.notify_one();
+    }
+
+    /// Waits until the bell was rung since the last wait. For a source that is a task; only one may wait.
+    pub async fn rung(&self) {
+        self.rings.notified().await;
+        *self.rung.lock().unwrap_or_else(PoisonError::into_inner) = false;
     }
 
     /// Waits until the bell was rung since the last wait, or `timeout` passed; true when it was rung.
@@ -207,7 +215,8 @@ impl Writer<'_> {
         headers: impl Iterator<Item = (&'a [u8], Option<&'a [u8]>)> + Clone,
     ) -> Result<(), Full> {
         let limits = &self.intake.limits;
-        let header_bytes: usize = headers.clone().map(|(name, value)| name.len() + value.map_or(0, <[u8]>::len)).sum();
+        let header_bytes: usize =
+            headers.clone().map(|(name, value)| name.len() + value.map_or(0, <[u8]>::len) + HEADER_OVERHEAD).sum();
         let bytes = key.map_or(0, <[u8]>::len) + value.map_or(0, <[u8]>::len) + header_bytes;
         let state = &mut *self.state;
         let open = &mut state.open;

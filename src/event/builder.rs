@@ -1,9 +1,62 @@
 //! Builds batches row by row: one copy from the network's buffer into Arrow buffers.
 
-use arrow_array::{BinaryArray, builder::BinaryBuilder};
-use arrow_buffer::{OffsetBuffer, ScalarBuffer};
+use arrow_array::BinaryArray;
+use arrow_buffer::{Buffer, NullBufferBuilder, OffsetBuffer, ScalarBuffer};
 
 use super::{EventBatch, HeaderColumn, Origin};
+
+/// Bytes that a header takes in its columns beside its own: two offsets, and their growth. Without it a million empty
+/// headers would count for nothing.
+pub(crate) const HEADER_OVERHEAD: usize = 16;
+
+/// Builds one binary column. Plain vectors, so that appending a row is two pushes and a copy.
+#[derive(Debug)]
+struct ColumnBuilder {
+    /// Zero, then the end of each row.
+    offsets: Vec<i32>,
+    data: Vec<u8>,
+    nulls: NullBufferBuilder,
+}
+
+impl Default for ColumnBuilder {
+    fn default() -> Self {
+        Self { offsets: vec![0], data: Vec::new(), nulls: NullBufferBuilder::new(0) }
+    }
+}
+
+impl ColumnBuilder {
+    fn with_capacity(rows: usize) -> Self {
+        let mut offsets = Vec::with_capacity(rows + 1);
+        offsets.push(0);
+        Self { offsets, ..Self::default() }
+    }
+
+    fn len(&self) -> usize {
+        self.offsets.len() - 1
+    }
+
+    #[inline]
+    fn append(&mut self, value: Option<&[u8]>) {
+        match value {
+            Some(value) => {
+                self.data.extend_from_slice(value);
+                self.nulls.append_non_null();
+            }
+            None => self.nulls.append_null(),
+        }
+        let end = i32::try_from(self.data.len()).expect("a column of a batch has less than 2 GiB");
+        self.offsets.push(end);
+    }
+
+    /// The finished column. The builder is empty again, with room for another of this size: the next batch is likely
+    /// to be like this one, and growing step by step would copy it several times.
+    fn finish(&mut self) -> BinaryArray {
+        let rows = self.len();
+        let next = Self { data: Vec::with_capacity(self.data.len()), ..Self::with_capacity(rows) };
+        let Self { offsets, data, mut nulls } = std::mem::replace(self, next);
+        BinaryArray::new(OffsetBuffer::new(ScalarBuffer::from(offsets)), Buffer::from_vec(data), nulls.finish())
+    }
+}
 
 /// Builds a [`HeaderColumn`]. Costs nothing while no row has a header.
 #[derive(Debug, Default)]
@@ -12,27 +65,27 @@ pub struct HeaderBuilder {
     ends: Vec<i32>,
     /// Rows before the first header was seen.
     rows: usize,
-    names: BinaryBuilder,
-    values: BinaryBuilder,
+    names: ColumnBuilder,
+    values: ColumnBuilder,
 }
 
 impl HeaderBuilder {
-    /// Appends one row's headers; returns their size in bytes.
+    /// Appends one row's headers; returns their size in bytes, what they take in the columns included.
     pub fn append<'a>(&mut self, headers: impl Iterator<Item = (&'a [u8], Option<&'a [u8]>)>) -> usize {
         let mut bytes = 0;
         let mut any = false;
         for (name, value) in headers {
             any = true;
-            bytes += name.len() + value.map_or(0, <[u8]>::len);
-            self.names.append_value(name);
-            self.values.append_option(value);
+            bytes += name.len() + value.map_or(0, <[u8]>::len) + HEADER_OVERHEAD;
+            self.names.append(Some(name));
+            self.values.append(value);
         }
         if any && self.ends.is_empty() {
             self.ends.resize(self.rows, 0);
         }
         self.rows += 1;
         if any || !self.ends.is_empty() {
-            self.ends.push(self.names.len_entries());
+            self.ends.push(i32::try_from(self.names.len()).expect("a batch has fewer than 2^31 headers"));
         }
         bytes
     }
@@ -50,23 +103,11 @@ impl HeaderBuilder {
     }
 }
 
-/// The number of entries as Arrow counts them. Batches are bounded far below `i32::MAX` entries.
-trait Entries {
-    fn len_entries(&self) -> i32;
-}
-
-impl Entries for BinaryBuilder {
-    fn len_entries(&self) -> i32 {
-        use arrow_array::builder::ArrayBuilder;
-        i32::try_from(self.len()).expect("a batch has fewer than 2^31 headers")
-    }
-}
-
 /// Builds an [`EventBatch`].
 #[derive(Debug, Default)]
 pub struct BatchBuilder {
-    keys: BinaryBuilder,
-    values: BinaryBuilder,
+    keys: ColumnBuilder,
+    values: ColumnBuilder,
     headers: HeaderBuilder,
     timestamps: Vec<i64>,
     slots: Vec<u32>,
@@ -78,8 +119,8 @@ impl BatchBuilder {
     /// A builder with room for `rows` events.
     pub fn with_capacity(rows: usize) -> Self {
         Self {
-            keys: BinaryBuilder::with_capacity(rows, 0),
-            values: BinaryBuilder::with_capacity(rows, 0),
+            keys: ColumnBuilder::with_capacity(rows),
+            values: ColumnBuilder::with_capacity(rows),
             headers: HeaderBuilder::default(),
             timestamps: Vec::with_capacity(rows),
             slots: Vec::with_capacity(rows),
@@ -98,7 +139,7 @@ impl BatchBuilder {
         self.timestamps.is_empty()
     }
 
-    /// Bytes of keys, values, header names and header values so far.
+    /// Bytes of keys, values and headers so far.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
@@ -116,8 +157,8 @@ impl BatchBuilder {
         headers: impl Iterator<Item = (&'a [u8], Option<&'a [u8]>)>,
     ) {
         self.bytes += key.map_or(0, <[u8]>::len) + value.map_or(0, <[u8]>::len);
-        self.keys.append_option(key);
-        self.values.append_option(value);
+        self.keys.append(key);
+        self.values.append(value);
         self.bytes += self.headers.append(headers);
         self.timestamps.push(timestamp);
         self.slots.push(origin.slot.0);
@@ -126,15 +167,15 @@ impl BatchBuilder {
 
     /// The finished batch; the builder is empty again.
     pub fn finish(&mut self) -> EventBatch {
+        let rows = self.len();
         self.bytes = 0;
-        let (keys, values): (BinaryArray, BinaryArray) = (self.keys.finish(), self.values.finish());
         EventBatch {
-            keys,
-            values,
+            keys: self.keys.finish(),
+            values: self.values.finish(),
             headers: self.headers.finish(),
-            timestamps: std::mem::take(&mut self.timestamps).into(),
-            slots: std::mem::take(&mut self.slots).into(),
-            offsets: std::mem::take(&mut self.offsets).into(),
+            timestamps: std::mem::replace(&mut self.timestamps, Vec::with_capacity(rows)).into(),
+            slots: std::mem::replace(&mut self.slots, Vec::with_capacity(rows)).into(),
+            offsets: std::mem::replace(&mut self.offsets, Vec::with_capacity(rows)).into(),
         }
     }
 }

@@ -2,6 +2,9 @@
 
 use std::sync::Arc;
 
+use arrow_array::{Array, BinaryArray};
+use arrow_buffer::NullBuffer;
+
 use super::{ColumnSource, EventBatch, EventRef, HeaderSource, Outcome, nullable};
 
 /// Which of an outcome's published events a publication holds, in publish order.
@@ -22,6 +25,36 @@ pub struct Publication {
     pub outcome: Arc<Outcome>,
     /// Which published events go here.
     pub rows: Rows,
+}
+
+/// A binary column with its parts at hand.
+#[derive(Clone, Copy)]
+struct Column<'a> {
+    offsets: &'a [i32],
+    data: &'a [u8],
+    nulls: Option<&'a NullBuffer>,
+}
+
+impl<'a> Column<'a> {
+    fn new(column: &'a BinaryArray) -> Self {
+        Self { offsets: column.value_offsets(), data: column.value_data(), nulls: column.nulls() }
+    }
+
+    /// The column that a source stands for, and whether it is the inherited one.
+    fn of(source: &'a ColumnSource, inherited: &'a BinaryArray) -> (Self, bool) {
+        match source {
+            ColumnSource::Inherit => (Self::new(inherited), true),
+            ColumnSource::Replace(own) => (Self::new(own), false),
+        }
+    }
+
+    #[inline]
+    fn get(&self, row: usize) -> Option<&'a [u8]> {
+        if self.nulls.is_some_and(|nulls| nulls.is_null(row)) {
+            return None;
+        }
+        Some(&self.data[self.offsets[row] as usize..self.offsets[row + 1] as usize])
+    }
 }
 
 impl Publication {
@@ -47,6 +80,32 @@ impl Publication {
     /// The input row that caused the event at `at`.
     pub fn cause(&self, at: usize) -> u32 {
         self.outcome.causes[self.published(at)]
+    }
+
+    /// All events, in publish order, as [`Publication::event`] gives them one by one. Which columns they come from is
+    /// decided once, not for each.
+    ///
+    /// # Panics
+    /// While iterating, when the outcome was not checked.
+    pub fn events(&self) -> impl ExactSizeIterator<Item = EventRef<'_>> {
+        let (input, outcome) = (&self.input, &*self.outcome);
+        let (keys, keys_inherited) = Column::of(&outcome.keys, &input.keys);
+        let (values, values_inherited) = Column::of(&outcome.values, &input.values);
+        let (headers, headers_inherited) = match &outcome.headers {
+            HeaderSource::Inherit => (&input.headers, true),
+            HeaderSource::Replace(own) => (own, false),
+        };
+        (0..self.len()).map(move |at| {
+            let published = self.published(at);
+            let cause = outcome.causes[published] as usize;
+            let row = |inherited| if inherited { cause } else { published };
+            EventRef {
+                key: keys.get(row(keys_inherited)),
+                value: values.get(row(values_inherited)),
+                headers: headers.row(row(headers_inherited)),
+                timestamp: input.timestamps[cause],
+            }
+        })
     }
 
     /// The event at `at`, with what it inherits taken from its cause. The timestamp is always the cause's.

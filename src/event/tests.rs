@@ -25,7 +25,7 @@ fn build(events: &[Event]) -> EventBatch {
         builder.append(origin, key.as_deref(), value.as_deref(), *timestamp, headers);
     }
     let bytes = events.iter().map(|(key, value, headers, _)| {
-        let header = |(name, value): &Header| name.len() + value.as_ref().map_or(0, Vec::len);
+        let header = |(name, value): &Header| name.len() + value.as_ref().map_or(0, Vec::len) + HEADER_OVERHEAD;
         key.as_ref().map_or(0, Vec::len)
             + value.as_ref().map_or(0, Vec::len)
             + headers.iter().map(header).sum::<usize>()
@@ -86,5 +86,7 @@ proptest! {
             );
             prop_assert_eq!(owned(publication.event(at)), expected);
         }
+        let one_by_one = (0..publication.len()).map(|at| owned(publication.event(at)));
+        prop_assert!(publication.events().map(owned).eq(one_by_one));
     }
 }
