@@ -25,6 +25,8 @@ pub enum BrokerErrorKind {
     Settings,
     /// One event is larger than the broker takes; others may pass.
     TooLarge,
+    /// The broker will not take one event, whatever its size; others may pass.
+    Refused,
     /// Anything else that ends the pipeline.
     Fatal,
 }
@@ -57,6 +59,17 @@ pub struct SourceContext {
     pub caught_up: Option<CancellationToken>,
     /// How long draining may take before what is in flight is given up (it is then delivered again).
     pub drain_timeout: std::time::Duration,
+}
+
+/// Closes intakes when dropped.
+pub(crate) struct CloseIntakes(pub(crate) Vec<Arc<Intake>>);
+
+impl Drop for CloseIntakes {
+    fn drop(&mut self) {
+        for intake in &self.0 {
+            intake.close();
+        }
+    }
 }
 
 /// How a source ended without an error.

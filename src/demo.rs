@@ -21,7 +21,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
 use crate::broker::kafka::mock::MockKafka;
-use crate::broker::kafka::{KafkaProducer, KafkaSink};
+use crate::broker::kafka::{LibrdkafkaProducer, LibrdkafkaSink};
 use crate::broker::{Acknowledgement, Sink as _};
 use crate::config;
 use crate::delivery::Slot;
@@ -95,7 +95,7 @@ pub async fn run(options: &Options, screen: Option<&Screen>, stop: CancellationT
     let mut running = pipeline::start(std::slice::from_ref(&chain), &run, chain_stop.clone()).await?;
     let flow = Arc::new(Flow::new(&chain, ENTRY, running.pipelines()));
     let tap = tap(&mock, &chain)?;
-    let producer = KafkaProducer::connect(&mock.connection(), "fluxmill-demo-orders")?;
+    let producer = LibrdkafkaProducer::connect(&mock.connection(), "fluxmill-demo-orders")?;
     let mut show = Show::new(flow.clone(), screen, mock.address());
     let mut sender = Sender::new(options, producer.sink(ENTRY), flow.clone());
 
@@ -184,7 +184,7 @@ fn tap(mock: &MockKafka, chain: &ChainSpec) -> anyhow::Result<Tap> {
 /// Sends orders at a rate, never further ahead of the chain than it may.
 struct Sender {
     orders: Orders,
-    sink: KafkaSink,
+    sink: LibrdkafkaSink,
     flow: Arc<Flow>,
     rate: f64,
     /// Orders that may still be sent.
@@ -200,7 +200,7 @@ struct Sender {
 type Sent = std::pin::Pin<Box<dyn Future<Output = anyhow::Result<u64>> + Send>>;
 
 impl Sender {
-    fn new(options: &Options, sink: KafkaSink, flow: Arc<Flow>) -> Self {
+    fn new(options: &Options, sink: LibrdkafkaSink, flow: Arc<Flow>) -> Self {
         let at = Instant::now();
         Self {
             orders: Orders::new(options.seed),

@@ -1,9 +1,9 @@
-//! Apache Kafka, and what speaks its protocol, by librdkafka.
+//! Apache Kafka, and what speaks its protocol.
 //!
-//! `group` is the control plane: membership, rebalances, commits, start offsets. `source` and `sink` are the data
-//! plane: they move rows between librdkafka's queues and columns. `admin` looks at topics and creates them. Nothing
-//! here knows functions, pipelines or YAML, and nothing here starts a task; the one thread that is started, the
-//! producer's, belongs to its [`KafkaProducer`] and is joined by it.
+//! `group` is the control plane: membership, rebalances, commits, start offsets, all by librdkafka. `admin` looks at
+//! topics and creates them. There are two data planes, which move events between the broker and columns: `wire`, the
+//! columnar one, and `librdkafka`; `client` in a connection's settings says which ([`KafkaClient`]). `either` is what
+//! the pipeline sees. Nothing here knows functions, pipelines or YAML.
 //!
 //! This file is the one place where settings of librdkafka are chosen.
 
@@ -11,24 +11,27 @@ pub mod admin;
 mod caught_up;
 mod client;
 mod commit;
-mod deliveries;
+mod either;
 mod error;
 mod ffi;
 mod group;
 mod health;
+mod librdkafka;
 mod log;
 pub mod mock;
-mod sink;
-mod source;
 mod start;
+mod token;
+mod wire;
 
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 
 use crate::broker::{BrokerError, BrokerErrorKind};
-use crate::spec::{KafkaConnection, KafkaSourceSpec, SaslMechanism};
+use crate::spec::{DATA_PROPERTIES, KafkaClient, KafkaConnection, KafkaSourceSpec, SaslSpec};
 
-pub use sink::{KafkaProducer, KafkaSink};
-pub use source::KafkaSource;
+pub use either::{KafkaProducer, KafkaSink, KafkaSource};
+pub use group::GroupMetadata;
+pub use librdkafka::{LibrdkafkaProducer, LibrdkafkaSink};
+pub use wire::{ColumnarSink, Driver, TransactionError, TransactionErrorKind, TransactionSpec, TransactionalProducer};
 
 /// Settings of every client; `properties:` may change them.
 const BASE: &[(&str, &str)] = &[
@@ -115,28 +118,35 @@ fn base(connection: &KafkaConnection, client_id: &str) -> ClientConfig {
             config.set("ssl.key.location", key.to_string_lossy());
         }
     }
-    if let Some(sasl) = &connection.sasl {
-        let mechanism = match sasl.mechanism {
-            SaslMechanism::Plain => "PLAIN",
-            SaslMechanism::ScramSha256 => "SCRAM-SHA-256",
-            SaslMechanism::ScramSha512 => "SCRAM-SHA-512",
-        };
-        config.set("sasl.mechanism", mechanism);
-        config.set("sasl.username", &sasl.username);
-        config.set("sasl.password", &sasl.password.0);
+    match &connection.sasl {
+        None => {}
+        Some(SaslSpec::Password { mechanism, username, password }) => {
+            config.set("sasl.mechanism", mechanism.name());
+            config.set("sasl.username", username);
+            config.set("sasl.password", &password.0);
+        }
+        Some(SaslSpec::Token(source)) => {
+            config.set("sasl.mechanism", "OAUTHBEARER");
+            token::note(source, &mut config);
+        }
     }
     config
 }
 
-/// `base`, then these defaults, then the user's properties, then what must not change.
+/// `base`, then these defaults, then the user's properties, then what must not change. A client that moves no events is
+/// not told of properties that concern nothing else.
 fn layered(connection: &KafkaConnection, client_id: &str, tables: [&[(&str, &str)]; 2]) -> ClientConfig {
     let [defaults, fixed] = tables;
+    let moves_no_events = !tables.contains(&PRODUCER) && matches!(connection.client, KafkaClient::Columnar(_));
     let mut config = base(connection, client_id);
     for (name, value) in BASE.iter().chain(defaults) {
         config.set(*name, *value);
     }
+    let is_data = |name: &str| DATA_PROPERTIES.contains(&name);
     for (name, value) in &connection.properties {
-        config.set(name, value);
+        if !(moves_no_events && is_data(name)) {
+            config.set(name, value);
+        }
     }
     for (name, value) in fixed {
         config.set(*name, *value);
@@ -172,6 +182,16 @@ fn consumer(
     config
 }
 
+/// Looks whether librdkafka takes the settings of a consumer.
+///
+/// # Errors
+/// When it does not know one, or not its value.
+fn check_consumer(connection: &KafkaConnection, spec: &KafkaSourceSpec, client_id: &str) -> Result<(), BrokerError> {
+    let action = || format!("set up a consumer for {}", address(connection));
+    let checked = consumer(connection, spec, client_id, false).create_native_config();
+    checked.map(|_| ()).map_err(|failed| error::failed(action(), &failed))
+}
+
 /// The settings of a producer.
 ///
 /// # Errors
@@ -205,14 +225,14 @@ fn max_poll_interval(config: &ClientConfig) -> std::time::Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::spec::StartOffset;
-    use crate::spec::{SaslSpec, Secret, TlsSpec};
+    use crate::spec::{ColumnarSettings, SaslMechanism, Secret, StartOffset, TlsSpec, TokenSource};
 
     fn connection(properties: &[(&str, &str)]) -> KafkaConnection {
         KafkaConnection {
             brokers: vec!["one:9092".into(), "two:9092".into()],
             tls: None,
             sasl: None,
+            client: KafkaClient::Librdkafka,
             properties: properties.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect(),
         }
     }
@@ -254,7 +274,7 @@ mod tests {
         let mut connection = connection(&[]);
         connection.tls = Some(TlsSpec { ca: Some("ca.pem".into()), certificate: None, key: None });
         let (username, password) = ("app".to_owned(), Secret("secret".into()));
-        connection.sasl = Some(SaslSpec { mechanism: SaslMechanism::ScramSha512, username, password });
+        connection.sasl = Some(SaslSpec::Password { mechanism: SaslMechanism::ScramSha512, username, password });
         for until_caught_up in [false, true] {
             let mut spec = orders(StartOffset::Time(1));
             spec.instance = Some("one".into());
@@ -263,6 +283,41 @@ mod tests {
         producer(&connection, "c").unwrap().create_native_config().unwrap();
         observer(&connection, "c").create_native_config().unwrap();
         assert_eq!(base(&connection, "c").get("security.protocol"), Some("sasl_ssl"));
+    }
+
+    #[test]
+    fn properties_of_the_columnar_client_stay_with_it() {
+        let mut connection = connection(&[
+            ("fetch.max.bytes", "1000"),
+            ("receive.message.max.bytes", "5000"),
+            ("session.timeout.ms", "6000"),
+        ]);
+        connection.client = KafkaClient::Columnar(ColumnarSettings::default());
+        let consumer = consumer(&connection, &orders(StartOffset::Earliest), "c", false);
+        assert_eq!((consumer.get("fetch.max.bytes"), consumer.get("receive.message.max.bytes")), (None, None));
+        assert_eq!(consumer.get("session.timeout.ms"), Some("6000"));
+        assert_eq!(observer(&connection, "c").get("fetch.max.bytes"), None);
+    }
+
+    #[test]
+    fn a_token_is_in_no_debug_text() {
+        let mut connection = connection(&[]);
+        connection.sasl = Some(SaslSpec::Token(TokenSource::Value(Secret("hunter2".into()))));
+        let config = base(&connection, "c");
+        assert_eq!(config.get("sasl.mechanism"), Some("OAUTHBEARER"));
+        assert!(!format!("{config:?} {connection:?}").contains("hunter2"));
+    }
+
+    /// The configuration's table was made from librdkafka's documents; this holds it against the library itself.
+    #[test]
+    fn the_language_knows_the_properties_that_librdkafka_knows() {
+        for property in crate::config::properties() {
+            let mut config = ClientConfig::new();
+            config.set(property, "\u{1}");
+            let Err(error) = config.create_native_config() else { continue };
+            let text = error.to_string();
+            assert!(!text.contains("No such configuration property"), "{property}: {text}");
+        }
     }
 
     #[test]

@@ -9,9 +9,9 @@ use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, Top
 use rdkafka::error::RDKafkaErrorCode;
 
 use super::client::{Consumer, Notes, Reach, TopicState, topic_state};
-use super::{address, error, observer};
+use super::{address, error, observer, wire};
 use crate::broker::{BrokerError, BrokerErrorKind};
-use crate::spec::{KafkaConnection, TopicSpec};
+use crate::spec::{KafkaClient, KafkaConnection, TopicSpec};
 
 /// What these clients call themselves at the broker.
 const CLIENT_ID: &str = "fluxmill-admin";
@@ -68,6 +68,7 @@ async fn look<'a>(
     used: &[&str],
     deadline: Instant,
 ) -> Result<(Consumer, Vec<&'a TopicSpec>), Vec<BrokerError>> {
+    let obstacle = obstacle(connection, deadline).await?;
     let address = address(connection);
     let consumer = Notes::consumer(&observer(connection, CLIENT_ID), CLIENT_ID)
         .map_err(|error| vec![error::failed(format!("connect to {address}"), &error)])?;
@@ -76,7 +77,7 @@ async fn look<'a>(
     names.dedup();
     let mut reach = Reach::new(&consumer, &address, &names, deadline);
     let states = loop {
-        if let Some(states) = reach.attempt().map_err(|error| vec![error])? {
+        if let Some(states) = reach.attempt().map_err(|error| vec![better(error, obstacle.as_ref())])? {
             break states;
         }
         tokio::task::yield_now().await;
@@ -99,6 +100,28 @@ async fn look<'a>(
         }
     }
     if errors.is_empty() { Ok((consumer, missing)) } else { Err(errors) }
+}
+
+/// What is in the way of the columnar client, which knows its own connections best: librdkafka's words name settings
+/// that nobody wrote, or say nothing at all. None when nothing is, or when that was not found out in time.
+///
+/// # Errors
+/// What will not pass.
+async fn obstacle(connection: &KafkaConnection, deadline: Instant) -> Result<Option<BrokerError>, Vec<BrokerError>> {
+    let KafkaClient::Columnar(settings) = &connection.client else { return Ok(None) };
+    let half = deadline.saturating_duration_since(Instant::now()) / 2;
+    match tokio::time::timeout(half, wire::try_out(connection, settings, CLIENT_ID)).await {
+        Ok(Err(error)) if error.kind != BrokerErrorKind::Unreachable => Err(vec![error]),
+        tried => Ok(tried.ok().and_then(Result::err)),
+    }
+}
+
+/// The error of librdkafka, unless it is that nothing was reached and the columnar client said why.
+fn better(error: BrokerError, obstacle: Option<&BrokerError>) -> BrokerError {
+    match obstacle {
+        Some(obstacle) if error.kind == BrokerErrorKind::Unreachable => obstacle.clone(),
+        _ => error,
+    }
 }
 
 /// A topic that exists stays as it is; what the file says otherwise is told.
@@ -171,7 +194,7 @@ async fn wait_for_leaders(
 
 /// The connection, with record batches small enough for the topic among these that takes the least.
 ///
-/// librdkafka fills record batches up to `batch.size`, 1 MB by default. A topic whose `max.message.bytes` is below
+/// Both clients fill record batches up to `batch.size`, 1 MB by default. A topic whose `max.message.bytes` is below
 /// refuses a whole batch, small events and all. A `batch.size` among the connection's properties is left alone; so is
 /// everything where the broker does not tell its topics' settings.
 pub async fn with_fitting_batches(connection: &KafkaConnection, topics: &[&str], timeout: Duration) -> KafkaConnection {
@@ -184,6 +207,9 @@ pub async fn with_fitting_batches(connection: &KafkaConnection, topics: &[&str],
             // What the broker adds to a batch when it assigns offsets stays within this.
             let size = (limit - limit / 20).max(1);
             fitting.properties.insert(BATCH_SIZE.into(), size.to_string());
+            if let KafkaClient::Columnar(settings) = &mut fitting.client {
+                settings.batch_bytes = usize::try_from(size).unwrap_or(usize::MAX);
+            }
         }
         Ok(_) => {}
         Err(error) => tracing::debug!(target: "fluxmill::kafka", "{error}; record batches keep their default size"),

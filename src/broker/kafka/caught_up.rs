@@ -14,8 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::client::{Consumer, topic_state};
 use super::error;
-use super::group::Group;
-use super::source::Rows;
+use super::group::{Group, Plane};
 use crate::broker::{BrokerError, BrokerErrorKind};
 use crate::delivery::{TopicPartition, Tracker};
 
@@ -48,7 +47,7 @@ impl Goal {
     pub(super) fn is_reached(
         &mut self,
         group: &mut Group,
-        rows: &Rows,
+        rows: &impl Plane,
         tracker: &Tracker,
     ) -> Result<bool, BrokerError> {
         if !self.take_ends.is_cancelled() {
@@ -68,14 +67,18 @@ impl Goal {
             let Some(&end) = ends.get(&held.partition) else { continue };
             if tracker.next(held.slot).is_some_and(|next| next >= end) {
                 ends.remove(&held.partition);
-            } else if rows.end(held.slot).is_some_and(|seen| seen >= end) && tracker.drained(&[held.slot]) {
+            } else if let Some(seen) = rows.end(held.slot)
+                && seen >= end
+                && tracker.drained(&[held.slot])
+            {
                 ends.remove(&held.partition);
-                passed.push((held.partition.clone(), end));
+                // Not the end that was noted: who held the partition before may have gone beyond it.
+                passed.push((held.partition.clone(), seen));
             }
         }
-        for (partition, end) in passed {
+        for (partition, seen) in passed {
             // So that other members, and the next run, see that nothing is left before the end.
-            group.passed(&partition, end);
+            group.passed(&partition, seen);
         }
         if !ends.is_empty() && ask {
             forget_committed(ends, group.consumer())?;

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rdkafka::admin::AdminClient;
+use rdkafka::client::OAuthToken;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext, RebalanceProtocol};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
@@ -16,8 +17,9 @@ use rdkafka::types::RDKafkaRespErr;
 use rdkafka::util::Timeout;
 use rdkafka::{ClientContext, TopicPartitionList};
 
-use super::error;
 use super::log::Lines;
+use super::token::Tokens;
+use super::{error, ffi};
 use crate::broker::{BrokerError, BrokerErrorKind};
 
 /// A consumer whose callbacks take notes.
@@ -60,6 +62,7 @@ struct Shared {
     /// The offset at the last end of a partition that was told.
     end: AtomicI64,
     lines: Lines,
+    tokens: Tokens,
 }
 
 /// The offset in librdkafka's words for the end of a partition.
@@ -69,24 +72,29 @@ fn end_offset(reason: &str) -> Option<i64> {
 }
 
 impl Notes {
-    fn new(name: &str) -> Self {
+    fn new(config: &ClientConfig, name: &str) -> Self {
         Notes(Arc::new(Shared {
             notes: Mutex::default(),
             served: AtomicU64::new(0),
             detached: AtomicBool::new(false),
             end: AtomicI64::new(-1),
             lines: Lines::new(name),
+            tokens: Tokens::of(config),
         }))
     }
 
     /// A consumer with these settings; `name` is its name in the log.
     pub(super) fn consumer(config: &ClientConfig, name: &str) -> KafkaResult<Consumer> {
-        config.create_with_context(Self::new(name))
+        let consumer: Consumer = config.create_with_context(Self::new(config, name))?;
+        ffi::first_token(consumer.client(), &consumer.context().0.tokens)?;
+        Ok(consumer)
     }
 
     /// A client for admin calls with these settings; `name` is its name in the log.
     pub(super) fn admin(config: &ClientConfig, name: &str) -> KafkaResult<AdminClient<Notes>> {
-        config.create_with_context(Self::new(name))
+        let admin: AdminClient<Notes> = config.create_with_context(Self::new(config, name))?;
+        ffi::first_token(admin.inner(), &admin.inner().context().0.tokens)?;
+        Ok(admin)
     }
 
     /// The oldest note.
@@ -132,6 +140,13 @@ impl Drop for Attached {
 }
 
 impl ClientContext for Notes {
+    const ENABLE_REFRESH_OAUTH_TOKEN: bool = true;
+
+    fn generate_oauth_token(&self, _: Option<&str>) -> Result<OAuthToken, Box<dyn std::error::Error>> {
+        self.0.served.fetch_add(1, Relaxed);
+        Ok(self.0.tokens.next()?.into())
+    }
+
     fn log(&self, level: RDKafkaLogLevel, kind: &str, text: &str) {
         self.0.served.fetch_add(1, Relaxed);
         self.0.lines.line(level, kind, text);
@@ -296,7 +311,61 @@ fn errors(consumer: &Consumer) -> Vec<(RDKafkaErrorCode, String)> {
 
 #[cfg(test)]
 mod tests {
-    use super::end_offset;
+    use std::path::Path;
+
+    use super::*;
+    use crate::broker::kafka::token;
+    use crate::spec::TokenSource;
+
+    /// Settings of a client that reaches nobody and authenticates by a token in a file.
+    fn settings(group: Option<&str>, file: &Path) -> ClientConfig {
+        let mut config = ClientConfig::new();
+        config.set("bootstrap.servers", "127.0.0.1:1").set("security.protocol", "sasl_plaintext");
+        config.set("sasl.mechanism", "OAUTHBEARER");
+        if let Some(group) = group {
+            config.set("group.id", group);
+        }
+        token::note(&TokenSource::File(file.to_owned()), &mut config);
+        config
+    }
+
+    #[test]
+    fn a_consumer_that_is_polled_gets_new_tokens() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("token");
+        for group in [None, Some("group")] {
+            std::fs::write(&file, "first").unwrap();
+            let consumer = Notes::consumer(&settings(group, &file), "test").unwrap();
+            assert!(consumer.context().0.tokens.last_is("first"), "given at once");
+            std::fs::write(&file, "second").unwrap();
+            // librdkafka asked when the client was made; the question waits in the queue.
+            let asked = (0..100).any(|_| {
+                drop(consumer.poll(Duration::from_millis(50)));
+                consumer.context().0.tokens.last_is("second")
+            });
+            assert!(asked, "{group:?}");
+        }
+    }
+
+    #[test]
+    fn no_client_without_a_token() {
+        let config = settings(None, Path::new("no/such/token"));
+        let errors = [Notes::consumer(&config, "test").err(), Notes::admin(&config, "test").err()];
+        for error in errors {
+            let error = error::failed("connect", &error.expect("no client"));
+            assert_eq!(error.kind, BrokerErrorKind::Settings);
+            assert!(error.reason.contains("no/such/token"), "{error}");
+        }
+    }
+
+    #[test]
+    fn an_admin_client_has_its_token() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("token");
+        std::fs::write(&file, "first").unwrap();
+        let admin = Notes::admin(&settings(None, &file), "test").unwrap();
+        assert!(admin.inner().context().0.tokens.last_is("first"));
+    }
 
     #[test]
     fn an_end_has_an_offset() {

@@ -3,6 +3,7 @@
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
 use crate::broker::{BrokerError, BrokerErrorKind};
+use crate::delivery::TopicPartition;
 
 /// What a code means.
 pub(super) fn kind(code: RDKafkaErrorCode) -> BrokerErrorKind {
@@ -74,6 +75,19 @@ pub(super) fn failed(action: impl Into<String>, error: &KafkaError) -> BrokerErr
         },
     };
     BrokerError { kind, action: action.into(), reason }
+}
+
+/// A partition's offsets went back. The watermark only rises, so going on would confirm events that were never
+/// processed; the next start begins with what is kept.
+pub(super) fn went_back(partition: &TopicPartition, last: i64, offset: i64) -> BrokerError {
+    BrokerError {
+        kind: BrokerErrorKind::Fatal,
+        action: format!("read partition {} of topic {}", partition.partition, partition.topic),
+        reason: format!(
+            "its offsets went back, from {last} to {offset}: the topic was truncated, or deleted and made anew; \
+             start again to go on with what it keeps"
+        ),
+    }
 }
 
 /// Whether an authentication failed only because the connection broke in the middle of it, as it does when a broker

@@ -4,7 +4,9 @@
 //! - Headers: the crate panics on a header name that is not UTF-8.
 //! - Commits: the crate's asynchronous commit never tells how it ended.
 //! - Produce: the crate looks the topic up by name for each event and takes header names only as UTF-8.
+//! - Bearer tokens: the crate sets them only while a client is polled, and an admin client is not.
 //! - Delivery reports: the crate frees a report only after its callbacks, so they cannot tell that there is room.
+//! - Group metadata: the crate hands it to its own transactional producer only.
 //! - The mock cluster's join delay.
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
@@ -14,15 +16,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rdkafka::bindings as native;
-use rdkafka::client::Client;
+use rdkafka::client::{Client, OAuthToken};
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
-use rdkafka::error::RDKafkaErrorCode;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::BorrowedMessage;
 use rdkafka::producer::{BaseProducer, Producer, ProducerContext};
 use rdkafka::{ClientContext, TopicPartitionList};
 
+use super::group::GroupMetadata;
+use super::token::Tokens;
 use crate::event::EventRef;
+
+/// Bytes of librdkafka's reason for not taking a token.
+const TOKEN_REASON_MAX: usize = 512;
 
 const NO_ERROR: native::rd_kafka_resp_err_t = native::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR;
 
@@ -91,6 +98,29 @@ pub(super) fn commit<C: ConsumerContext>(
         let code = native::rd_kafka_commit_queue(client, offsets.ptr(), queue, None, ptr::null_mut());
         native::rd_kafka_queue_destroy(queue);
         checked(code)
+    }
+}
+
+/// A consumer's membership in its group; none when it has no group.
+pub(super) fn group_metadata<C: ConsumerContext>(consumer: &BaseConsumer<C>) -> Option<GroupMetadata> {
+    let text = |text: *const c_char| {
+        // SAFETY: what is not null is a C string that the metadata, alive below, owns.
+        (!text.is_null()).then(|| unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned())
+    };
+    // SAFETY: the client is alive; the metadata is ours, and freed once, after everything was copied out of it.
+    unsafe {
+        let metadata = native::rd_kafka_consumer_group_metadata(consumer.client().native_ptr());
+        if metadata.is_null() {
+            return None;
+        }
+        let found = GroupMetadata {
+            group: text(native::rd_kafka_consumer_group_metadata_group_id(metadata)).unwrap_or_default(),
+            generation: native::rd_kafka_consumer_group_metadata_generation_id(metadata),
+            member: text(native::rd_kafka_consumer_group_metadata_member_id(metadata)).unwrap_or_default(),
+            instance: text(native::rd_kafka_consumer_group_metadata_group_instance_id(metadata)),
+        };
+        native::rd_kafka_consumer_group_metadata_destroy(metadata);
+        Some(found)
     }
 }
 
@@ -226,6 +256,8 @@ pub(super) enum Told<'a> {
     Error(RDKafkaErrorCode, String),
     /// A line for the log.
     Line(RDKafkaLogLevel, String, String),
+    /// The client wants a new bearer token: [`next_token`].
+    TokenWanted,
 }
 
 /// The reports of one event of the queue.
@@ -318,6 +350,7 @@ impl Event {
                     let code = native::rd_kafka_event_log(self.0, &mut kind, &mut line, &mut level);
                     (code == 0).then(|| Told::Line(log_level(level), text(kind), text(line)))
                 }
+                native::RD_KAFKA_EVENT_OAUTHBEARER_TOKEN_REFRESH => Some(Told::TokenWanted),
                 _ => None,
             }
         }
@@ -347,6 +380,47 @@ pub(super) fn flush<C: ProducerContext>(producer: &BaseProducer<C>, timeout: Dur
     let timeout = c_int::try_from(timeout.as_millis()).unwrap_or(c_int::MAX);
     // SAFETY: the client is alive.
     unsafe { native::rd_kafka_flush(producer.client().native_ptr(), timeout) == NO_ERROR }
+}
+
+/// Gives a client that authenticates by bearer tokens its first one.
+///
+/// # Errors
+/// When there is none that can be used.
+pub(super) fn first_token<C: ClientContext>(client: &Client<C>, tokens: &Tokens) -> Result<(), KafkaError> {
+    if !tokens.are_used() {
+        return Ok(());
+    }
+    tokens.next().and_then(|token| set_token(client, token.into())).map_err(KafkaError::ClientCreation)
+}
+
+/// Answers a client that wants a new bearer token.
+pub(super) fn next_token<C: ClientContext>(client: &Client<C>, tokens: &Tokens) {
+    let Err(reason) = tokens.next().and_then(|token| set_token(client, token.into())) else { return };
+    let reason = CString::new(reason).unwrap_or_default();
+    // SAFETY: the client is alive, and the reason is a C string that the call copies.
+    unsafe { native::rd_kafka_oauthbearer_set_token_failure(client.native_ptr(), reason.as_ptr()) };
+}
+
+fn set_token<C: ClientContext>(client: &Client<C>, token: OAuthToken) -> Result<(), String> {
+    let text = |text: String| CString::new(text).map_err(|_| "the token has a NUL byte in it".to_owned());
+    let (value, principal) = (text(token.token)?, text(token.principal_name)?);
+    let mut reason = [0; TOKEN_REASON_MAX];
+    // SAFETY: the client is alive; the texts are C strings that the call copies; there are no extensions; and the
+    // reason is written as a C string into the bytes that are given.
+    let (code, reason) = unsafe {
+        let code = native::rd_kafka_oauthbearer_set_token(
+            client.native_ptr(),
+            value.as_ptr(),
+            token.lifetime_ms,
+            principal.as_ptr(),
+            ptr::null_mut(),
+            0,
+            reason.as_mut_ptr(),
+            reason.len(),
+        );
+        (code, CStr::from_ptr(reason.as_ptr()))
+    };
+    checked(code).map_err(|_| reason.to_string_lossy().into_owned())
 }
 
 /// How long the first member of a group waits for others; false when the client has no mock cluster.

@@ -9,13 +9,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rdkafka::TopicPartitionList;
-use rdkafka::consumer::{Consumer as _, RebalanceProtocol};
+use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext, RebalanceProtocol};
 use rdkafka::error::KafkaError;
 use rdkafka::message::BorrowedMessage;
 
 use super::client::{Attached, Consumer, Note, Notes, Reach};
 use super::commit::{Commits, Committed};
 use super::error;
+use super::ffi;
 use super::health::Health;
 use super::start;
 use crate::broker::{BrokerError, SourceContext};
@@ -47,19 +48,59 @@ pub(super) struct Assignment {
     pub(super) partition: TopicPartition,
 }
 
+/// A member as its group's coordinator knows it: what offsets are committed with in a transaction (KIP-447).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GroupMetadata {
+    /// The group.
+    pub group: String,
+    /// The group's generation, or the member's epoch (KIP-848).
+    pub generation: i32,
+    /// The member's id.
+    pub member: String,
+    /// `group.instance.id`, where there is one.
+    pub instance: Option<String>,
+}
+
+impl GroupMetadata {
+    /// What a consumer's membership is now; none when it has no group. Take it anew for each transaction: a member
+    /// has another generation after each rebalance.
+    pub fn of<C: ConsumerContext>(consumer: &BaseConsumer<C>) -> Option<Self> {
+        ffi::group_metadata(consumer)
+    }
+}
+
 /// The data plane, as the group sees it.
 pub(super) trait Plane {
-    /// A partition is about to be assigned: get ready for its rows, which come right after.
+    /// Whether [`Plane::begin`] must be told where a partition begins. librdkafka's own plane looks that up itself.
+    const ASKS_WHERE: bool;
+
+    /// A partition is about to be assigned: get ready for its rows. `position` is where the group says to begin; none
+    /// is the oldest event that is kept, or, for a plane that does not ask, what librdkafka finds.
     ///
     /// # Errors
     /// When its rows could not be taken.
-    fn begin(&mut self, consumer: &Arc<Consumer>, assignment: &Assignment) -> Result<(), BrokerError>;
+    fn begin(
+        &mut self,
+        consumer: &Arc<Consumer>,
+        assignment: &Assignment,
+        position: Option<i64>,
+    ) -> Result<(), BrokerError>;
+
+    /// librdkafka has been told that it has these partitions.
+    ///
+    /// # Errors
+    /// When it does not do with them what this plane needs.
+    fn begun(&mut self, consumer: &Consumer, partitions: &TopicPartitionList) -> Result<(), BrokerError>;
 
     /// Take no more rows of this assignment, and forget those that no batch has taken.
     fn stop(&mut self, slot: Slot);
 
-    /// A row came where none should. It must not be lost.
+    /// A row came from librdkafka where none should.
     fn stray(&mut self, message: &BorrowedMessage<'_>);
+
+    /// An offset of this assignment's partition before which every row was handed to its lane, and none is left; none
+    /// while rows wait.
+    fn end(&self, slot: Slot) -> Option<i64>;
 }
 
 /// Partitions on their way to another member.
@@ -226,6 +267,21 @@ impl Group {
         }
     }
 
+    /// As [`Group::pause`], for a source that is a task.
+    pub(super) async fn rest(&self, draining: bool) {
+        let awaits_end = (draining || self.revoking.is_some()) && !self.waits_in_vain();
+        tokio::select! {
+            () = self.bell.rung() => {}
+            () = self.tracker.change(), if awaits_end => {}
+            () = tokio::time::sleep(IDLE_WAIT) => {}
+        }
+    }
+
+    /// A topic is not known to the brokers that have its partitions.
+    pub(super) fn missing(&mut self) {
+        self.health.missing();
+    }
+
     /// Commits what has ended, now, and waits for the broker's answer; false when `until` passed first.
     ///
     /// # Errors
@@ -298,35 +354,39 @@ impl Group {
     }
 
     /// Takes partitions; gives them back when the cluster did not say in time where to begin.
-    fn assign(
+    fn assign<P: Plane>(
         &mut self,
         mut partitions: TopicPartitionList,
-        plane: &mut impl Plane,
+        plane: &mut P,
     ) -> Result<Option<TopicPartitionList>, BrokerError> {
-        let begun = match start::positions(&self.consumer, self.start, &partitions) {
-            Ok(begun) => begun,
+        let places = match start::places(&self.consumer, self.start, &partitions, P::ASKS_WHERE) {
+            Ok(places) => places,
             Err(error) => {
                 let action = format!("look up where to begin: {error}; tried again");
                 self.consumer.context().lines().warn("START", &action);
                 return Ok(Some(partitions));
             }
         };
-        for (partition, next) in begun {
-            let place = rdkafka::Offset::Offset(next);
+        for (partition, place) in &places {
+            let offset = rdkafka::Offset::Offset(place.offset);
             partitions
-                .set_partition_offset(&partition.topic, partition.partition, place)
+                .set_partition_offset(&partition.topic, partition.partition, offset)
                 .map_err(|error| error::failed("set where to begin", &error))?;
-            // Committed at once: a restart before the first event must not skip what came meanwhile.
-            self.commits.want(partition, next);
+            if !place.committed {
+                // Committed at once: a restart before the first event must not skip what came meanwhile.
+                self.commits.want(partition.clone(), place.offset);
+            }
         }
         for partition in names(&partitions) {
             let slot = self.tracker.assign(partition.clone());
+            let position = places.get(&partition).map(|place| place.offset);
             let assignment = Assignment { slot, partition };
             // Before the assignment: a queue that is split off later stalls, or has missed rows.
-            plane.begin(&self.consumer, &assignment)?;
+            plane.begin(&self.consumer, &assignment, position)?;
             self.assigned.push(assignment);
         }
         self.answer(true, &partitions)?;
+        plane.begun(&self.consumer, &partitions)?;
         tracing::debug!(target: "fluxmill::kafka", "assigned {partitions:?}");
         Ok(None)
     }
@@ -411,6 +471,21 @@ impl Drop for Group {
         // Late acknowledgements must find nothing.
         for assignment in &self.assigned {
             self.tracker.revoke(assignment.slot);
+        }
+        // The consumer waits for its own leave when it is dropped, and for the answer to every rebalance before that.
+        let revoking = self.revoking.take().map(|revoking| revoking.partitions);
+        let noted = std::iter::from_fn(|| self.consumer.context().take());
+        let waiting = std::mem::take(&mut self.rebalances).into_iter().chain(noted).filter_map(|note| match note {
+            Note::Revoke { partitions, .. } => Some((false, partitions)),
+            // What it was about to be given it does not take.
+            Note::Assign(_) => Some((true, TopicPartitionList::new())),
+            Note::Committed(..) | Note::Error(..) => None,
+        });
+        let unanswered: Vec<_> = revoking.map(|partitions| (false, partitions)).into_iter().chain(waiting).collect();
+        for (takes, partitions) in unanswered {
+            if let Err(error) = self.answer(takes, &partitions) {
+                tracing::debug!(target: "fluxmill::kafka", "leaving: {error}");
+            }
         }
     }
 }

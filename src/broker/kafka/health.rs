@@ -68,9 +68,7 @@ impl Health {
                 };
                 return Err(BrokerError { kind, action: action(), reason });
             }
-            Code::UnknownTopicOrPartition | Code::UnknownTopic | Code::UnknownPartition => {
-                self.missing_since.get_or_insert_with(Instant::now);
-            }
+            Code::UnknownTopicOrPartition | Code::UnknownTopic | Code::UnknownPartition => self.missing(),
             Code::PollExceeded => consumer.context().lines().warn("POLL", reason),
             // A certificate does not change its mind, but a handshake breaks when its broker does.
             Code::SSL => consumer.context().lines().warn("SSL", reason),
@@ -86,6 +84,11 @@ impl Health {
             },
         }
         Ok(())
+    }
+
+    /// A topic is not where it should be.
+    pub(super) fn missing(&mut self) {
+        self.missing_since.get_or_insert_with(Instant::now);
     }
 
     /// Asks the cluster, now and then, while something is wrong.

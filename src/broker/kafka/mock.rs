@@ -14,7 +14,7 @@ use rdkafka::{ClientConfig, ClientContext};
 
 use super::{error, ffi};
 use crate::broker::{BrokerError, BrokerErrorKind};
-use crate::spec::KafkaConnection;
+use crate::spec::{KafkaClient, KafkaConnection};
 
 /// How long a group's first member waits for others to join.
 const JOIN_DELAY: Duration = Duration::from_millis(10);
@@ -84,6 +84,7 @@ impl MockKafka {
             brokers: self.address.split(',').map(str::to_owned).collect(),
             tls: None,
             sasl: None,
+            client: KafkaClient::Librdkafka,
             properties: Default::default(),
         }
     }

@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use rdkafka::error::RDKafkaErrorCode;
 use tokio::sync::{Notify, oneshot};
 
-use super::error;
-use super::ffi::Report;
+use crate::broker::kafka::error;
+use crate::broker::kafka::ffi::Report;
 use crate::broker::{BrokerError, BrokerErrorKind, PublishReport};
 
 const _: () = assert!(usize::BITS == 64, "a publication's number and a row's share one machine word");

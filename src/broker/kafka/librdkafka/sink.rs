@@ -16,9 +16,10 @@ use rdkafka::message::DeliveryResult;
 use rdkafka::producer::{BaseProducer, Producer as _, ProducerContext, PurgeConfig};
 
 use super::deliveries::{Deliveries, Ticket, not_published};
-use super::ffi::{self, Queue, Report, Told, Topic};
-use super::log::Lines;
-use super::{address, error};
+use crate::broker::kafka::ffi::{self, Queue, Report, Told, Topic};
+use crate::broker::kafka::log::Lines;
+use crate::broker::kafka::token::Tokens;
+use crate::broker::kafka::{self, address, error};
 use crate::broker::{Acknowledgement, BrokerError, BrokerErrorKind, PublishReport, Sink};
 use crate::event::Publication;
 use crate::spec::KafkaConnection;
@@ -75,21 +76,21 @@ struct Shared {
 
 /// One idempotent producer: acks=all, murmur2 partitioning, order kept within each partition.
 ///
-/// Close it with [`KafkaProducer::close`], on a thread that may block. Dropped unclosed, it gives up what is in
+/// Close it with [`LibrdkafkaProducer::close`], on a thread that may block. Dropped unclosed, it gives up what is in
 /// flight, and may block its thread for about a second.
-pub struct KafkaProducer {
+pub struct LibrdkafkaProducer {
     shared: Arc<Shared>,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
-impl std::fmt::Debug for KafkaProducer {
+impl std::fmt::Debug for LibrdkafkaProducer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("KafkaProducer").field("address", &self.shared.address).finish_non_exhaustive()
+        f.debug_struct("LibrdkafkaProducer").field("address", &self.shared.address).finish_non_exhaustive()
     }
 }
 
-impl KafkaProducer {
+impl LibrdkafkaProducer {
     /// Sets a producer up. Does not block, and does not wait for the cluster: publishing does.
     ///
     /// # Errors
@@ -100,10 +101,12 @@ impl KafkaProducer {
         let action = format!("set up a producer for {address}");
         let (deliveries, lines) = (Arc::new(Deliveries::default()), Arc::new(Lines::new(client_id)));
         let context = Context { deliveries: deliveries.clone(), lines: lines.clone() };
-        let config = super::producer(connection, client_id)?;
+        let config = kafka::producer(connection, client_id)?;
+        let tokens = Tokens::of(&config);
         let client: BaseProducer<Context> =
             config.create_with_context(context).map_err(|error| error::failed(&action, &error))?;
         let client = Arc::new(client);
+        ffi::first_token(client.client(), &tokens).map_err(|error| error::failed(&action, &error))?;
         let fatal = |reason: &str| BrokerError {
             kind: BrokerErrorKind::Fatal,
             action: action.clone(),
@@ -111,8 +114,15 @@ impl KafkaProducer {
         };
         let queue = Queue::new(&client).ok_or_else(|| fatal("the client has no queue"))?;
         let stop = Arc::new(AtomicBool::new(false));
-        let reports =
-            Reports { queue, client: client.clone(), deliveries: deliveries.clone(), lines, address, down: false };
+        let reports = Reports {
+            queue,
+            client: client.clone(),
+            deliveries: deliveries.clone(),
+            lines,
+            tokens,
+            address,
+            down: false,
+        };
         let address = reports.address.clone();
         let thread = std::thread::Builder::new()
             .name("kafka-reports".into())
@@ -127,8 +137,8 @@ impl KafkaProducer {
 
     /// A sink for a topic. Many may share one topic; each is cheap to clone. For a name that cannot be a topic's,
     /// publishing fails.
-    pub fn sink(&self, topic: &str) -> KafkaSink {
-        KafkaSink { shared: self.shared.clone(), topic: topic.into(), handle: self.handle(topic) }
+    pub fn sink(&self, topic: &str) -> LibrdkafkaSink {
+        LibrdkafkaSink { shared: self.shared.clone(), topic: topic.into(), handle: self.handle(topic) }
     }
 
     fn handle(&self, topic: &str) -> Result<usize, BrokerError> {
@@ -180,7 +190,7 @@ impl KafkaProducer {
     }
 }
 
-impl Drop for KafkaProducer {
+impl Drop for LibrdkafkaProducer {
     fn drop(&mut self) {
         self.shut(Duration::ZERO);
     }
@@ -200,6 +210,7 @@ struct Reports {
     client: Arc<BaseProducer<Context>>,
     deliveries: Arc<Deliveries>,
     lines: Arc<Lines>,
+    tokens: Tokens,
     address: String,
     down: bool,
 }
@@ -216,6 +227,7 @@ impl Reports {
                 }
                 Told::Error(code, reason) => failed = Some((code, reason)),
                 Told::Line(level, kind, text) => self.lines.line(level, &kind, &text),
+                Told::TokenWanted => ffi::next_token(self.client.client(), &self.tokens),
             });
             if reported {
                 // Only now: the room is there once the reports are freed.
@@ -266,16 +278,16 @@ impl Drop for Reports {
 
 /// Publishes to one topic.
 #[derive(Clone)]
-pub struct KafkaSink {
+pub struct LibrdkafkaSink {
     shared: Arc<Shared>,
     topic: Arc<str>,
     /// The topic's place among those of the producer.
     handle: Result<usize, BrokerError>,
 }
 
-impl std::fmt::Debug for KafkaSink {
+impl std::fmt::Debug for LibrdkafkaSink {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("KafkaSink").field("topic", &self.topic).finish_non_exhaustive()
+        f.debug_struct("LibrdkafkaSink").field("topic", &self.topic).finish_non_exhaustive()
     }
 }
 
@@ -288,7 +300,7 @@ enum Handed {
     Full,
 }
 
-impl KafkaSink {
+impl LibrdkafkaSink {
     /// Hands rows over until all are, a run is, or there is no room.
     fn hand_over(&self, publication: &Publication, ticket: &mut Ticket) -> Result<Handed, BrokerError> {
         let live = self.shared.live.read().unwrap_or_else(PoisonError::into_inner);
@@ -321,7 +333,7 @@ impl KafkaSink {
     }
 }
 
-impl Sink for KafkaSink {
+impl Sink for LibrdkafkaSink {
     async fn publish(&self, publication: Publication) -> Result<Acknowledgement, BrokerError> {
         let deliveries = &self.shared.deliveries;
         if publication.is_empty() {
@@ -351,5 +363,64 @@ impl Sink for KafkaSink {
         }
         let address = self.shared.address.clone();
         Ok(Box::pin(async move { ended.await.unwrap_or_else(|_| Err(closed(&address))) }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::spec::{KafkaClient, SaslSpec, TokenSource};
+
+    fn connection(token: std::path::PathBuf) -> KafkaConnection {
+        KafkaConnection {
+            brokers: vec!["127.0.0.1:1".into()],
+            tls: None,
+            sasl: Some(SaslSpec::Token(TokenSource::File(token))),
+            client: KafkaClient::Librdkafka,
+            properties: Default::default(),
+        }
+    }
+
+    #[test]
+    fn a_producer_without_a_token_is_refused() {
+        let error = LibrdkafkaProducer::connect(&connection("no/such/token".into()), "test").expect_err("no token");
+        assert_eq!(error.kind, BrokerErrorKind::Settings);
+        assert!(error.reason.contains("no/such/token"), "{error}");
+    }
+
+    #[test]
+    fn a_producer_asks_for_tokens_by_its_queue() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("token");
+        std::fs::write(&file, "first").unwrap();
+        let config = crate::broker::kafka::producer(&connection(file.clone()), "test").unwrap();
+        let tokens = Tokens::of(&config);
+        let context = Context { deliveries: Arc::default(), lines: Arc::new(Lines::new("test")) };
+        let client: Arc<BaseProducer<Context>> = Arc::new(config.create_with_context(context).unwrap());
+        let queue = Queue::new(&client).unwrap();
+        let mut asked = false;
+        for _ in 0..100 {
+            queue.serve(SERVE_WAIT, |told| asked |= matches!(told, Told::TokenWanted));
+            if asked {
+                break;
+            }
+        }
+        assert!(asked, "librdkafka asks when the client is made");
+        ffi::next_token(client.client(), &tokens);
+        assert!(tokens.last_is("first"));
+        // A failure reaches the client as an error, with its reason and without the token.
+        ffi::next_token(client.client(), &Tokens::of(&rdkafka::ClientConfig::new()));
+        let mut reasons = Vec::new();
+        for _ in 0..100 {
+            queue.serve(SERVE_WAIT, |told| {
+                if let Told::Error(RDKafkaErrorCode::Authentication, reason) = told {
+                    reasons.push(reason);
+                }
+            });
+            if !reasons.is_empty() {
+                break;
+            }
+        }
+        assert!(reasons[0].contains("the client has no source of tokens"), "{reasons:?}");
     }
 }

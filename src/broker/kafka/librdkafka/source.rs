@@ -9,17 +9,17 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rdkafka::Message as _;
 use rdkafka::consumer::Consumer as _;
 use rdkafka::consumer::base_consumer::PartitionQueue;
 use rdkafka::error::KafkaError;
 use rdkafka::message::BorrowedMessage;
+use rdkafka::{Message as _, TopicPartitionList};
 
-use super::caught_up::Goal;
-use super::client::{Consumer, Notes};
-use super::ffi;
-use super::group::{Assignment, Group, Plane};
-use crate::broker::{BrokerError, BrokerErrorKind, Source, SourceContext, SourceEnd};
+use crate::broker::kafka::caught_up::Goal;
+use crate::broker::kafka::client::{Consumer, Notes};
+use crate::broker::kafka::group::{Assignment, Group, Plane};
+use crate::broker::kafka::{self, error, ffi};
+use crate::broker::{BrokerError, BrokerErrorKind, CloseIntakes, Source, SourceContext, SourceEnd};
 use crate::delivery::Slot;
 use crate::event::Origin;
 use crate::intake::{Bell, Full, Intake, Writer};
@@ -33,26 +33,24 @@ const NO_TIMESTAMP: i64 = -1;
 
 /// The events of a consumer group's topics.
 #[derive(Debug)]
-pub struct KafkaSource {
+pub struct LibrdkafkaSource {
     connection: KafkaConnection,
     spec: KafkaSourceSpec,
     client_id: String,
 }
 
-impl KafkaSource {
+impl LibrdkafkaSource {
     /// A source that calls itself `client_id` at the broker. Connects when it runs.
     ///
     /// # Errors
     /// When librdkafka does not know a setting, or not its value.
     pub fn new(connection: &KafkaConnection, spec: &KafkaSourceSpec, client_id: &str) -> Result<Self, BrokerError> {
-        super::consumer(connection, spec, client_id, false).create_native_config().map_err(|error| {
-            super::error::failed(format!("set up a consumer for {}", super::address(connection)), &error)
-        })?;
+        kafka::check_consumer(connection, spec, client_id)?;
         Ok(Self { connection: connection.clone(), spec: spec.clone(), client_id: client_id.to_owned() })
     }
 }
 
-impl Source for KafkaSource {
+impl Source for LibrdkafkaSource {
     fn run(self, context: SourceContext) -> Result<SourceEnd, BrokerError> {
         // However this ends, by an error or a panic too, the lanes must learn that nothing more comes.
         let intakes = CloseIntakes(context.intakes.clone());
@@ -87,17 +85,6 @@ impl Source for KafkaSource {
         drop(rows);
         drop(group);
         Ok(if drained && committed { SourceEnd::Drained } else { SourceEnd::DrainTimedOut })
-    }
-}
-
-/// Closes the intakes when dropped.
-struct CloseIntakes(Vec<Arc<Intake>>);
-
-impl Drop for CloseIntakes {
-    fn drop(&mut self) {
-        for intake in &self.0 {
-            intake.close();
-        }
     }
 }
 
@@ -195,17 +182,14 @@ impl Rows {
                 Turn::Empty => {}
                 Turn::Moved => moved = true,
                 Turn::Full => self.full[partition.lane] = true,
-                Turn::WentBack(offset) => return Err(went_back(partition, offset)),
+                Turn::WentBack(offset) => {
+                    let last = partition.last.unwrap_or_default();
+                    return Err(error::went_back(&partition.assignment.partition, last, offset));
+                }
             }
         }
         self.first = if count == 0 { 0 } else { (self.first + 1) % count };
         Ok(moved)
-    }
-
-    /// The end of this assignment's partition when it was last reached, unless rows of it wait here.
-    pub(super) fn end(&self, slot: Slot) -> Option<i64> {
-        let partition = self.partitions.iter().find(|partition| partition.assignment.slot == slot)?;
-        partition.end.filter(|_| partition.parked.is_empty())
     }
 }
 
@@ -245,19 +229,6 @@ impl Partition {
     }
 }
 
-fn went_back(partition: &Partition, offset: i64) -> BrokerError {
-    let name = &partition.assignment.partition;
-    BrokerError {
-        kind: BrokerErrorKind::Fatal,
-        action: format!("read partition {} of topic {}", name.partition, name.topic),
-        reason: format!(
-            "its offsets went back, from {} to {offset}: the topic was truncated, or deleted and made anew; \
-             start again to go on with what it keeps",
-            partition.last.unwrap_or_default()
-        ),
-    }
-}
-
 /// The next message of a queue.
 fn poll<'a>(
     consumer: &Consumer,
@@ -275,7 +246,9 @@ fn poll<'a>(
 }
 
 impl Plane for Rows {
-    fn begin(&mut self, consumer: &Arc<Consumer>, assignment: &Assignment) -> Result<(), BrokerError> {
+    const ASKS_WHERE: bool = false;
+
+    fn begin(&mut self, consumer: &Arc<Consumer>, assignment: &Assignment, _: Option<i64>) -> Result<(), BrokerError> {
         let name = &assignment.partition;
         let Some(mut queue) = consumer.split_partition_queue(&name.topic, name.partition) else {
             return Err(BrokerError {
@@ -293,11 +266,20 @@ impl Plane for Rows {
         Ok(())
     }
 
+    fn begun(&mut self, _: &Consumer, _: &TopicPartitionList) -> Result<(), BrokerError> {
+        Ok(())
+    }
+
     fn stop(&mut self, slot: Slot) {
         if let Some(partition) = self.partitions.iter().find(|partition| partition.assignment.slot == slot) {
             self.intakes[partition.lane].hurry();
         }
         self.partitions.retain(|partition| partition.assignment.slot != slot);
+    }
+
+    fn end(&self, slot: Slot) -> Option<i64> {
+        let partition = self.partitions.iter().find(|partition| partition.assignment.slot == slot)?;
+        partition.end.filter(|_| partition.parked.is_empty())
     }
 
     fn stray(&mut self, message: &BorrowedMessage<'_>) {
