@@ -17,7 +17,7 @@ use tokio::sync::oneshot;
 use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
-use crate::broker::kafka::{self, KafkaProducer, KafkaSink, KafkaSource};
+use crate::broker::kafka::{self, Driver, KafkaProducer, KafkaSink, KafkaSource};
 use crate::broker::{BrokerError, BrokerErrorKind, Source, SourceContext, SourceEnd};
 use crate::delivery::Tracker;
 use crate::function::{Engine, EngineOptions, Function, LoadError, PassThrough, Transform};
@@ -263,8 +263,12 @@ impl Tap {
     }
 }
 
-/// A pipeline's producers, one for each connection that it publishes to.
-type Producers = BTreeMap<String, KafkaProducer>;
+/// A pipeline's producers, one for each connection that it publishes to, and what must be run for them.
+#[derive(Default)]
+struct Producers {
+    by_connection: BTreeMap<String, KafkaProducer>,
+    drivers: Vec<Driver>,
+}
 
 /// A pipeline that is ready to run.
 struct Built {
@@ -302,6 +306,8 @@ impl Built {
         };
         let mut source = spawn_source(&name, source, context);
         let mut tasks = spawn_lanes(lanes);
+        let Producers { by_connection: producers, drivers } = producers;
+        let mut drivers = spawn_drivers(&name, drivers);
         let mut failure = None;
         let mut upstream = std::pin::pin!(async {
             for ended in caught_up.into_iter().flatten() {
@@ -321,6 +327,13 @@ impl Built {
                         tasks.abort_all();
                     }
                 }
+                Some(driver) = drivers.join_next() => {
+                    // It runs until its producer is closed, which is not yet.
+                    let reason = driver.err().map_or_else(|| "it returned".to_owned(), |error| error.to_string());
+                    failure.get_or_insert(RunError::Panic { pipeline: name.clone(), task: "a producer", reason });
+                    stop.cancel();
+                    tasks.abort_all();
+                }
                 () = &mut upstream, if !upstream_ended => upstream_ended = true,
                 () = stop.cancelled(), if !stopping => {
                     stopping = true;
@@ -328,21 +341,9 @@ impl Built {
                 }
             }
         };
-        match end {
-            Ok(Ok(SourceEnd::Drained)) => {}
-            Ok(Ok(SourceEnd::DrainTimedOut)) => {
-                tasks.abort_all();
-                failure.get_or_insert(RunError::DrainTimedOut { pipeline: name.clone(), timeout: drain_timeout });
-            }
-            Ok(Err(source)) => {
-                tasks.abort_all();
-                failure.get_or_insert(RunError::Source { pipeline: name.clone(), source });
-            }
-            Err(_) => {
-                tasks.abort_all();
-                let reason = "its thread panicked".into();
-                failure.get_or_insert(RunError::Panic { pipeline: name.clone(), task: "the source", reason });
-            }
+        if let Some(error) = source_error(&name, end, drain_timeout) {
+            tasks.abort_all();
+            failure.get_or_insert(error);
         }
         let deadline = tokio::time::Instant::now() + LANES_END_TIMEOUT;
         loop {
@@ -360,6 +361,7 @@ impl Built {
         // Nothing is left to publish after an orderly end; after a failure what is left must not wait.
         let timeout = if failure.is_none() { PRODUCER_CLOSE_TIMEOUT } else { Duration::ZERO };
         close(producers, timeout).await;
+        while drivers.join_next().await.is_some() {}
         failure.map_or(Ok(()), Err)
     }
 }
@@ -375,7 +377,7 @@ async fn build(
     let SourceSpec::Kafka(source) = &spec.source;
     let client = format!("fluxmill-{}-{}", chain.name, spec.name);
     let producers = connect_producers(chain, spec, &client).await.map_err(broker)?;
-    let sink = |TargetSpec::Kafka { connection, topic }: &TargetSpec| producers[connection].sink(topic);
+    let sink = |TargetSpec::Kafka { connection, topic }: &TargetSpec| producers.by_connection[connection].sink(topic);
     let metrics = Arc::new(PipelineMetrics::new(spec.outputs.len()));
     let (tracker, bell) = (Arc::new(Tracker::default()), Arc::new(Bell::default()));
     let mut intakes = Vec::with_capacity(spec.lanes);
@@ -413,11 +415,13 @@ async fn connect_producers(chain: &ChainSpec, spec: &PipelineSpec, client: &str)
     for TargetSpec::Kafka { connection, topic } in spec.targets() {
         topics.entry(connection).or_default().push(topic);
     }
-    let mut producers = Producers::new();
+    let mut producers = Producers::default();
     for (name, topics) in topics {
         let connection = kafka_connection(chain, name);
         let connection = kafka::admin::with_fitting_batches(connection, &topics, SETTINGS_TIMEOUT).await;
-        producers.insert(name.to_owned(), KafkaProducer::connect(&connection, client)?);
+        let (producer, driver) = KafkaProducer::connect(&connection, client)?;
+        producers.by_connection.insert(name.to_owned(), producer);
+        producers.drivers.extend(driver);
     }
     Ok(producers)
 }
@@ -520,12 +524,38 @@ fn spawn_ticker(engine: &Engine, ticking: Arc<AtomicBool>) {
     thread.spawn(tick).expect("the system starts a thread");
 }
 
-/// Closing a producer blocks.
+/// Runs the producers' drivers until their producers are closed.
+fn spawn_drivers(pipeline: &str, drivers: Vec<Driver>) -> JoinSet<()> {
+    use tracing::Instrument;
+    let mut tasks = JoinSet::new();
+    for driver in drivers {
+        tasks.spawn(driver.run().instrument(tracing::info_span!("pipeline", name = pipeline)));
+    }
+    tasks
+}
+
+/// Closing a producer of librdkafka blocks.
 #[expect(clippy::disallowed_methods, reason = "this is the wiring file")]
-async fn close(producers: Producers, timeout: Duration) {
-    let close = move || producers.into_values().for_each(|producer| producer.close(timeout));
+async fn close(producers: BTreeMap<String, KafkaProducer>, timeout: Duration) {
+    let runtime = tokio::runtime::Handle::current();
+    let close = move || producers.into_values().for_each(|producer| runtime.block_on(producer.close(timeout)));
     if tokio::task::spawn_blocking(close).await.is_err() {
         tracing::error!("closing a producer panicked");
+    }
+}
+
+/// Why the source's end is a failure, if it is one.
+fn source_error(
+    pipeline: &str,
+    end: Result<Result<SourceEnd, BrokerError>, oneshot::error::RecvError>,
+    timeout: Duration,
+) -> Option<RunError> {
+    let pipeline = pipeline.to_owned();
+    match end {
+        Ok(Ok(SourceEnd::Drained)) => None,
+        Ok(Ok(SourceEnd::DrainTimedOut)) => Some(RunError::DrainTimedOut { pipeline, timeout }),
+        Ok(Err(source)) => Some(RunError::Source { pipeline, source }),
+        Err(_) => Some(RunError::Panic { pipeline, task: "the source", reason: "its thread panicked".into() }),
     }
 }
 

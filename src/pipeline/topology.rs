@@ -135,8 +135,13 @@ mod tests {
     }
 
     fn chain(brokers: &str, pipelines: Vec<PipelineSpec>) -> ChainSpec {
-        let kafka =
-            KafkaConnection { brokers: vec![brokers.into()], tls: None, sasl: None, properties: Default::default() };
+        let kafka = KafkaConnection {
+            brokers: vec![brokers.into()],
+            tls: None,
+            sasl: None,
+            client: KafkaClient::Librdkafka,
+            properties: Default::default(),
+        };
         ChainSpec {
             name: "test".into(),
             connections: [("main".into(), ConnectionSpec::Kafka(kafka))].into(),

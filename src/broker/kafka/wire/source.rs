@@ -1,0 +1,112 @@
+//! A source on the columnar plane: the group's member by librdkafka and the fetcher, on one thread.
+
+use std::time::{Duration, Instant};
+
+use super::connection::Options;
+use super::fetch::Fetcher;
+use crate::broker::kafka::caught_up::Goal;
+use crate::broker::kafka::group::Group;
+use crate::broker::{BrokerError, BrokerErrorKind, CloseIntakes, Source, SourceContext, SourceEnd};
+use crate::spec::{ColumnarSettings, KafkaConnection, KafkaSourceSpec};
+
+/// How often the group is served while rows move. Often enough for everything that it has to tell.
+const SERVE_INTERVAL: Duration = Duration::from_millis(5);
+
+/// The events of a consumer group's topics.
+#[derive(Debug)]
+pub struct ColumnarSource {
+    connection: KafkaConnection,
+    settings: ColumnarSettings,
+    spec: KafkaSourceSpec,
+    client_id: String,
+}
+
+impl ColumnarSource {
+    /// A source that calls itself `client_id` at the broker. Connects when it runs.
+    ///
+    /// # Errors
+    /// When a setting is not accepted, or a certificate cannot be read.
+    pub fn new(
+        connection: &KafkaConnection,
+        settings: &ColumnarSettings,
+        spec: &KafkaSourceSpec,
+        client_id: &str,
+    ) -> Result<Self, BrokerError> {
+        crate::broker::kafka::check_consumer(connection, spec, client_id)?;
+        // Made again when it runs; here only for the mistakes.
+        Options::new(connection, client_id)?;
+        Ok(Self {
+            connection: connection.clone(),
+            settings: settings.clone(),
+            spec: spec.clone(),
+            client_id: client_id.to_owned(),
+        })
+    }
+
+    async fn work(&self, context: &SourceContext) -> Result<SourceEnd, BrokerError> {
+        let intakes = CloseIntakes(context.intakes.clone());
+        let mut group = Group::connect(&self.connection, &self.spec, &self.client_id, context)?;
+        let mut goal = context.caught_up.clone().map(Goal::new);
+        let options = Options::new(&self.connection, &self.client_id)?;
+        let mut fetcher = Fetcher::new(&self.connection, &self.settings, options, context.intakes.clone());
+        group.join()?;
+        let mut serve_at = Instant::now();
+        loop {
+            let now = Instant::now();
+            if now >= serve_at {
+                if fetcher.take_missing() {
+                    group.missing();
+                }
+                group.serve(&mut fetcher)?;
+                serve_at = now + SERVE_INTERVAL;
+            }
+            if context.stop.is_cancelled() {
+                break;
+            }
+            fetcher.start();
+            let moved = fetcher.take()?;
+            if let Some(goal) = &mut goal
+                && goal.is_reached(&mut group, &fetcher, &context.tracker)?
+            {
+                break;
+            }
+            if moved {
+                tokio::select! {
+                    biased;
+                    ended = fetcher.next() => ended?,
+                    () = tokio::task::yield_now() => {}
+                }
+            } else {
+                tokio::select! {
+                    biased;
+                    ended = fetcher.next() => ended?,
+                    () = group.rest(false) => serve_at = now,
+                }
+            }
+        }
+        drop(intakes);
+        let until = Instant::now() + context.drain_timeout;
+        while !group.is_drained() && !group.waits_in_vain() && Instant::now() < until {
+            group.rest(true).await;
+            group.serve(&mut fetcher)?;
+        }
+        let drained = group.is_drained();
+        let committed = group.commit_all(&mut fetcher, until)?;
+        Ok(if drained && committed { SourceEnd::Drained } else { SourceEnd::DrainTimedOut })
+    }
+}
+
+impl Source for ColumnarSource {
+    fn run(self, context: SourceContext) -> Result<SourceEnd, BrokerError> {
+        // However this ends, by an error or a panic too, the lanes must learn that nothing more comes.
+        let _intakes = CloseIntakes(context.intakes.clone());
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| {
+            let action = "begin to read".to_owned();
+            BrokerError { kind: BrokerErrorKind::Fatal, action, reason: error.to_string() }
+        })?;
+        let end = runtime.block_on(self.work(&context));
+        // Looking a broker's name up cannot be interrupted, and must not hold the end up.
+        runtime.shutdown_background();
+        end
+    }
+}
