@@ -51,7 +51,8 @@ impl Setup {
         for topic in [&from, &to, &dead] {
             client.create_topic(topic, partitions, &[])?;
         }
-        let chain = Chain { from, to, dead, wasm: wasm.map(guest), ..Chain::default() };
+        let client_line = case.kafka_client().line();
+        let chain = Chain { from, to, dead, wasm: wasm.map(guest), client: client_line, ..Chain::default() };
         Ok(Self { chain, client, brokers })
     }
 

@@ -70,7 +70,8 @@ impl Setup {
             client.create_topic(topic, 1, settings)?;
         }
         let [from, to, dead] = names;
-        let chain = Chain { from, to, dead, wasm, ..Chain::default() };
+        let client_line = case.kafka_client().line();
+        let chain = Chain { from, to, dead, wasm, client: client_line, ..Chain::default() };
         Ok(Self { chain, client, brokers: kafka.brokers() })
     }
 
@@ -124,7 +125,8 @@ fn ensure_says(ended: &Ended, parts: &[&str]) -> anyhow::Result<()> {
 fn an_unreachable_broker_is_named(case: &Case) -> anyhow::Result<()> {
     let [port] = free_ports()?;
     let address = format!("127.0.0.1:{port}");
-    let chain = Chain { from: case.topic("in"), to: case.topic("out"), dead: case.topic("dead"), ..Chain::default() };
+    let [from, to, dead] = ["in", "out", "dead"].map(|name| case.topic(name));
+    let chain = Chain { from, to, dead, client: case.kafka_client().line(), ..Chain::default() };
     let file = case.write("chain.yaml", &chain.yaml())?;
     let ended = case.run(&file, &address, &[], &["WARN", "ERROR"])?.finish(LIMIT)?;
     ensure!(ended.code == Some(1), "exit code {:?}", ended.code);

@@ -2,11 +2,12 @@
 //! final topic, through restarts and kills.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use support::chain::repository;
+use support::chain::{repository, with_setting};
 use support::checker::{Report, Seen, compare};
 use support::client::{Client, Received, Record};
 use support::suite::{Case, Suite};
@@ -41,7 +42,7 @@ fn each_order_ends_once_through_a_graceful_restart(case: &Case) -> anyhow::Resul
     let kafka = case.own_kafka()?;
     let client = Client::new(&kafka.brokers());
     produce_orders(&client)?;
-    let file = repository("pipelines/orders/chain.yaml");
+    let file = example(case, None)?;
     let total = i64::try_from(ORDERS)?;
 
     let first = case.run(&file, &kafka.brokers(), &[], &EXPECTED)?;
@@ -69,11 +70,8 @@ fn kill_9_loses_no_order(case: &Case) -> anyhow::Result<()> {
     let kafka = case.own_kafka()?;
     let client = Client::new(&kafka.brokers());
     produce_orders(&client)?;
-    // The file of the example, but a process that was killed is missed sooner than after 45 seconds.
-    let text = std::fs::read_to_string(repository("pipelines/orders/chain.yaml"))?;
-    let text = with_session_timeout(&text)?
-        .replace("wasm: functions/", &format!("wasm: {}/", repository("pipelines/orders/functions").display()));
-    let file = case.write("chain.yaml", &format!("name: orders\n{}", without_name(&text)))?;
+    // A process that was killed is missed sooner than after 45 seconds.
+    let file = example(case, Some("properties: { session.timeout.ms: \"6000\" }"))?;
     let total = i64::try_from(ORDERS)?;
 
     for round in 1..=3 {
@@ -93,17 +91,20 @@ fn kill_9_loses_no_order(case: &Case) -> anyhow::Result<()> {
     check_places(&ends)
 }
 
-/// Sets the session timeout of the file's one connection.
-fn with_session_timeout(text: &str) -> anyhow::Result<String> {
-    let brokers = text.find("brokers:").context("the example names no brokers")?;
-    let mut text = text.to_owned();
-    // In a flow mapping `{ brokers: ... }` and in a block mapping alike.
-    let line = text[..brokers].rfind('\n').map_or(0, |end| end + 1);
-    let flow = text[line..brokers].contains('{');
-    let indent = " ".repeat(if flow { 0 } else { brokers - line });
-    let end = if flow { ", ".to_owned() } else { format!("\n{indent}") };
-    text.insert_str(brokers, &format!("properties: {{ session.timeout.ms: \"6000\" }}{end}"));
-    Ok(text)
+/// The pipeline file of the example; a copy where a setting of its connection is added, or the client is chosen.
+fn example(case: &Case, setting: Option<&str>) -> anyhow::Result<PathBuf> {
+    let file = repository("pipelines/orders/chain.yaml");
+    let text = std::fs::read_to_string(&file)?;
+    let mut changed = case.kafka_client().put_into(&text)?;
+    if let Some(setting) = setting {
+        changed = with_setting(&changed, setting)?;
+    }
+    if changed == text {
+        return Ok(file);
+    }
+    let functions = repository("pipelines/orders/functions");
+    let changed = changed.replace("wasm: functions/", &format!("wasm: {}/", functions.display()));
+    case.write("chain.yaml", &format!("name: orders\n{}", without_name(&changed)))
 }
 
 /// The file without its own `name:`, which the test sets: the default would be the name of the test's folder.

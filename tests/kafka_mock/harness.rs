@@ -6,14 +6,15 @@ use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use fluxmill::broker::kafka::mock::MockKafka;
-use fluxmill::broker::kafka::{KafkaProducer, KafkaSink, KafkaSource};
-use fluxmill::broker::{BrokerError, PublishReport, Sink as _, Source as _, SourceContext, SourceEnd};
+use fluxmill::broker::kafka::{KafkaProducer, KafkaSink, KafkaSource, LibrdkafkaProducer};
+use fluxmill::broker::{BrokerError, PublishReport, Sink, Source as _, SourceContext, SourceEnd};
 use fluxmill::delivery::{Slot, Tracker};
 use fluxmill::event::{BatchBuilder, EventBatch, Origin, Publication};
 use fluxmill::intake::{Bell, Delivery, Intake};
-use fluxmill::spec::{BatchLimits, KafkaConnection, KafkaSourceSpec, StartOffset};
+use fluxmill::spec::{BatchLimits, ColumnarSettings, KafkaClient, KafkaConnection, KafkaSourceSpec, StartOffset};
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 /// Nothing here takes this long unless it hangs.
@@ -34,8 +35,55 @@ pub fn cluster(topics: &[(&str, u16)]) -> MockKafka {
     mock
 }
 
-pub fn with(mock: &MockKafka, properties: &[(&str, &str)]) -> KafkaConnection {
+/// The client that a case is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Client {
+    Columnar,
+    Librdkafka,
+}
+
+/// Runs each of these cases for both clients.
+#[macro_export]
+macro_rules! both {
+    ($($case:ident,)*) => {
+        mod columnar {
+            $(
+                #[tokio::test(flavor = "multi_thread")]
+                async fn $case() {
+                    super::$case($crate::harness::Client::Columnar).await;
+                }
+            )*
+        }
+
+        mod librdkafka {
+            $(
+                #[tokio::test(flavor = "multi_thread")]
+                async fn $case() {
+                    super::$case($crate::harness::Client::Librdkafka).await;
+                }
+            )*
+        }
+    };
+}
+
+/// How a client connects. Of the properties, the columnar client knows those that the cases here use.
+pub fn with(mock: &MockKafka, client: Client, properties: &[(&str, &str)]) -> KafkaConnection {
     let mut connection = mock.connection();
+    if client == Client::Columnar {
+        let mut settings = ColumnarSettings {
+            fetch_wait: Duration::from_millis(5),
+            reconnect_backoff: (Duration::from_millis(10), Duration::from_millis(100)),
+            ..ColumnarSettings::default()
+        };
+        for (name, value) in properties {
+            match *name {
+                "message.max.bytes" => settings.message_bytes_max = value.parse().unwrap(),
+                "queue.buffering.max.kbytes" => settings.buffer_bytes = value.parse::<usize>().unwrap() << 10,
+                _ => {}
+            }
+        }
+        connection.client = KafkaClient::Columnar(settings);
+    }
     // The mock answers an idle fetch only at the end of its wait.
     connection.properties.insert("fetch.wait.max.ms".into(), "5".into());
     // Once a group had a member, the mock waits for a second less than this whenever one comes or goes.
@@ -79,20 +127,43 @@ pub async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
     }
 }
 
-pub async fn publish(sink: &KafkaSink, rows: &[Row]) -> Result<PublishReport, BrokerError> {
+/// A producer, and what drives it.
+pub struct Publisher {
+    producer: KafkaProducer,
+    driver: Option<JoinHandle<()>>,
+}
+
+impl Publisher {
+    pub fn connect(mock: &MockKafka, client: Client, properties: &[(&str, &str)]) -> Self {
+        let (producer, driver) = KafkaProducer::connect(&with(mock, client, properties), "test").unwrap();
+        Self { producer, driver: driver.map(|driver| tokio::spawn(driver.run())) }
+    }
+
+    pub fn sink(&self, topic: &str) -> KafkaSink {
+        self.producer.sink(topic)
+    }
+
+    pub async fn close(self, timeout: Duration) {
+        // librdkafka's blocks its thread.
+        let runtime = tokio::runtime::Handle::current();
+        let producer = self.producer;
+        tokio::task::spawn_blocking(move || runtime.block_on(producer.close(timeout))).await.unwrap();
+        if let Some(driver) = self.driver {
+            soon("the driver ends", driver).await.unwrap();
+        }
+    }
+}
+
+pub async fn publish(sink: &impl Sink, rows: &[Row]) -> Result<PublishReport, BrokerError> {
     let acknowledged = soon("publish", sink.publish(Publication::unchanged(batch(rows)))).await?;
     soon("acknowledge", acknowledged).await
 }
 
 /// Publishes rows that the broker takes.
 pub async fn fill(mock: &MockKafka, topic: &str, rows: &[Row]) {
-    let producer = KafkaProducer::connect(&with(mock, &[]), "fill").unwrap();
+    let producer = LibrdkafkaProducer::connect(&with(mock, Client::Librdkafka, &[]), "fill").unwrap();
     assert!(publish(&producer.sink(topic), rows).await.unwrap().refused.is_empty());
-    close(producer, DEADLINE).await;
-}
-
-pub async fn close(producer: KafkaProducer, timeout: Duration) {
-    tokio::task::spawn_blocking(move || producer.close(timeout)).await.unwrap();
+    tokio::task::spawn_blocking(move || producer.close(DEADLINE)).await.unwrap();
 }
 
 /// The offsets that a group has committed on the partitions of a topic.
@@ -111,6 +182,7 @@ pub fn committed(mock: &MockKafka, group: &str, topic: &str, partitions: i32) ->
 
 /// How a source is run.
 pub struct Setup {
+    pub client: Client,
     pub group: &'static str,
     pub topic: &'static str,
     pub start: StartOffset,
@@ -121,9 +193,10 @@ pub struct Setup {
     pub properties: &'static [(&'static str, &'static str)],
 }
 
-impl Default for Setup {
-    fn default() -> Self {
+impl Setup {
+    pub fn of(client: Client) -> Self {
         Self {
+            client,
             group: "group",
             topic: "orders",
             start: StartOffset::Earliest,
@@ -134,19 +207,9 @@ impl Default for Setup {
             properties: &[],
         }
     }
-}
 
-/// A source that runs.
-pub struct Running {
-    pub intakes: Vec<Arc<Intake>>,
-    bell: Arc<Bell>,
-    stop: CancellationToken,
-    end: mpsc::Receiver<Result<SourceEnd, BrokerError>>,
-}
-
-impl Setup {
     pub fn run(self, mock: &MockKafka) -> Running {
-        let connection = with(mock, self.properties);
+        let connection = with(mock, self.client, self.properties);
         self.run_at(&connection)
     }
 
@@ -177,6 +240,14 @@ impl Setup {
         std::thread::spawn(move || ended.send(source.run(context)));
         Running { intakes, bell, stop, end }
     }
+}
+
+/// A source that runs.
+pub struct Running {
+    pub intakes: Vec<Arc<Intake>>,
+    bell: Arc<Bell>,
+    stop: CancellationToken,
+    end: mpsc::Receiver<Result<SourceEnd, BrokerError>>,
 }
 
 impl Running {

@@ -7,10 +7,24 @@ use std::time::Duration;
 use fluxmill::broker::SourceEnd;
 use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
 
+use crate::both;
 use crate::harness::*;
 
-#[tokio::test(flavor = "multi_thread")]
-async fn rows_arrive_as_they_were_published() {
+both! {
+    rows_arrive_as_they_were_published,
+    each_partition_keeps_its_order_on_one_lane,
+    a_full_lane_stops_its_own_partitions_only_and_resumes,
+    only_what_has_ended_is_committed_and_a_restart_resumes_there,
+    an_abandoned_batch_is_not_committed_and_not_waited_for,
+    a_stop_drains_what_was_taken,
+    a_failed_commit_is_sent_again_though_nothing_moves,
+    a_denied_commit_ends_the_source,
+    a_second_member_takes_over_without_loss_or_doubles,
+    an_eager_group_loses_nothing_either,
+    an_outage_is_waited_out,
+}
+
+async fn rows_arrive_as_they_were_published(client: Client) {
     let mock = cluster(&[("orders", 1)]);
     let text = |text: &str| Some(text.as_bytes().to_vec());
     let rows: Vec<Row> = vec![
@@ -27,18 +41,17 @@ async fn rows_arrive_as_they_were_published() {
         (None, None, -1, vec![(vec![], text("no name"))]),
     ];
     fill(&mock, "orders", &rows).await;
-    let source = Setup::default().run(&mock);
+    let source = Setup::of(client).run(&mock);
     assert_eq!(source.take_rows(0, rows.len()).await, rows);
     source.stop();
     assert_eq!(source.end().await.unwrap(), SourceEnd::Drained);
     assert_eq!(committed(&mock, "group", "orders", 1), [Some(6)]);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn each_partition_keeps_its_order_on_one_lane() {
+async fn each_partition_keeps_its_order_on_one_lane(client: Client) {
     let mock = cluster(&[("orders", 4)]);
     fill(&mock, "orders", &numbers(0..5_000)).await;
-    let source = Setup { lanes: 2, ..Setup::default() }.run(&mock);
+    let source = Setup { lanes: 2, ..Setup::of(client) }.run(&mock);
     let next: Arc<Mutex<BTreeMap<i32, (usize, i64)>>> = Arc::default();
     let lane = async |lane: usize| {
         loop {
@@ -68,14 +81,13 @@ async fn each_partition_keeps_its_order_on_one_lane() {
     assert_eq!(committed(&mock, "group", "orders", 4).into_iter().flatten().sum::<i64>(), 5_000);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_full_lane_stops_its_own_partitions_only_and_resumes() {
+async fn a_full_lane_stops_its_own_partitions_only_and_resumes(client: Client) {
     let mock = cluster(&[("orders", 2)]);
     let setup = Setup {
         lanes: 2,
         max_events: 10,
         properties: &[("queued.min.messages", "50"), ("queued.max.messages.kbytes", "1")],
-        ..Setup::default()
+        ..Setup::of(client)
     };
     let source = setup.run(&mock);
     fill(&mock, "orders", &numbers(0..4_000)).await;
@@ -101,11 +113,10 @@ async fn a_full_lane_stops_its_own_partitions_only_and_resumes() {
     assert_eq!(committed(&mock, "group", "orders", 2), all);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn only_what_has_ended_is_committed_and_a_restart_resumes_there() {
+async fn only_what_has_ended_is_committed_and_a_restart_resumes_there(client: Client) {
     let mock = cluster(&[("orders", 1)]);
     fill(&mock, "orders", &numbers(0..50)).await;
-    let setup = Setup { max_events: 10, drain_timeout: Duration::from_millis(100), ..Setup::default() };
+    let setup = Setup { max_events: 10, drain_timeout: Duration::from_millis(100), ..Setup::of(client) };
     let source = setup.run(&mock);
     let (one, two, three) = (source.take(0).await, source.take(0).await, source.take(0).await);
     let end_of_one = one.batch.origin(one.batch.len() - 1).offset + 1;
@@ -119,7 +130,7 @@ async fn only_what_has_ended_is_committed_and_a_restart_resumes_there() {
     // Too late: its partition is not ours any more.
     two.token.done();
 
-    let source = Setup::default().run(&mock);
+    let source = Setup::of(client).run(&mock);
     let first = source.take(0).await;
     assert_eq!(first.batch.origin(0).offset, end_of_one);
     let rest = 50 - end_of_one as usize - first.batch.len();
@@ -130,11 +141,10 @@ async fn only_what_has_ended_is_committed_and_a_restart_resumes_there() {
     assert_eq!(committed(&mock, "group", "orders", 1), [Some(50)]);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn an_abandoned_batch_is_not_committed_and_not_waited_for() {
+async fn an_abandoned_batch_is_not_committed_and_not_waited_for(client: Client) {
     let mock = cluster(&[("orders", 1)]);
     fill(&mock, "orders", &numbers(0..20)).await;
-    let source = Setup { max_events: 10, ..Setup::default() }.run(&mock);
+    let source = Setup { max_events: 10, ..Setup::of(client) }.run(&mock);
     let one = source.take(0).await;
     let end_of_one = one.batch.origin(one.batch.len() - 1).offset + 1;
     one.token.done();
@@ -144,11 +154,10 @@ async fn an_abandoned_batch_is_not_committed_and_not_waited_for() {
     assert_eq!(committed(&mock, "group", "orders", 1), [Some(end_of_one)]);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_stop_drains_what_was_taken() {
+async fn a_stop_drains_what_was_taken(client: Client) {
     let mock = cluster(&[("orders", 1)]);
     fill(&mock, "orders", &numbers(0..200)).await;
-    let source = Setup { max_events: 10, ..Setup::default() }.run(&mock);
+    let source = Setup { max_events: 10, ..Setup::of(client) }.run(&mock);
     let in_flight = source.take(0).await;
     source.stop();
     let mut last = in_flight.batch.origin(in_flight.batch.len() - 1).offset;
@@ -164,26 +173,24 @@ async fn a_stop_drains_what_was_taken() {
     assert_eq!(committed(&mock, "group", "orders", 1), [Some(last + 1)]);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_failed_commit_is_sent_again_though_nothing_moves() {
+async fn a_failed_commit_is_sent_again_though_nothing_moves(client: Client) {
     let mock = cluster(&[("orders", 1)]);
     fill(&mock, "orders", &numbers(0..20)).await;
     let errors = [RDKafkaRespErr::RD_KAFKA_RESP_ERR_KAFKA_STORAGE_ERROR; 2];
     mock.cluster().unwrap().request_errors(RDKafkaApiKey::OffsetCommit, &errors);
-    let source = Setup::default().run(&mock);
+    let source = Setup::of(client).run(&mock);
     source.take_rows(0, 20).await;
     until("committed", || committed(&mock, "group", "orders", 1) == [Some(20)]).await;
     source.stop();
     assert_eq!(source.end().await.unwrap(), SourceEnd::Drained);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_denied_commit_ends_the_source() {
+async fn a_denied_commit_ends_the_source(client: Client) {
     let mock = cluster(&[("orders", 1)]);
     fill(&mock, "orders", &numbers(0..20)).await;
     let errors = [RDKafkaRespErr::RD_KAFKA_RESP_ERR_GROUP_AUTHORIZATION_FAILED; 1];
     mock.cluster().unwrap().request_errors(RDKafkaApiKey::OffsetCommit, &errors);
-    let source = Setup::default().run(&mock);
+    let source = Setup::of(client).run(&mock);
     source.take_rows(0, 20).await;
     let intake = source.intakes[0].clone();
     assert_eq!(source.end().await.unwrap_err().kind, fluxmill::broker::BrokerErrorKind::Denied);
@@ -198,16 +205,15 @@ async fn work(source: &Running, seen: &Mutex<Seen>) {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_second_member_takes_over_without_loss_or_doubles() {
+async fn a_second_member_takes_over_without_loss_or_doubles(client: Client) {
     let mock = Arc::new(cluster(&[("orders", 4)]));
     fill(&mock, "orders", &numbers(0..2_000)).await;
-    let first = Setup { max_events: 50, ..Setup::default() }.run(&mock);
+    let first = Setup { max_events: 50, ..Setup::of(client) }.run(&mock);
     let (seen_first, seen_second) = (Mutex::new(Seen::default()), Mutex::new(Seen::default()));
     // A batch is in flight while the second member joins: its partition must not move before it has ended.
     let in_flight = first.take(0).await;
     seen_first.lock().unwrap().batch(&in_flight);
-    let second = Setup { max_events: 50, ..Setup::default() }.run(&mock);
+    let second = Setup { max_events: 50, ..Setup::of(client) }.run(&mock);
     let all = |wanted: usize| {
         let (one, two) = (seen_first.lock().unwrap().0.len(), seen_second.lock().unwrap().0.len());
         one + two >= wanted && two > 0
@@ -239,11 +245,10 @@ async fn a_second_member_takes_over_without_loss_or_doubles() {
     assert_eq!(committed(&mock, "group", "orders", 4).into_iter().flatten().sum::<i64>() as usize, sent);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn an_eager_group_loses_nothing_either() {
+async fn an_eager_group_loses_nothing_either(client: Client) {
     let mock = cluster(&[("orders", 2)]);
     fill(&mock, "orders", &numbers(0..300)).await;
-    let eager = || Setup { properties: &[("partition.assignment.strategy", "range")], ..Setup::default() };
+    let eager = || Setup { properties: &[("partition.assignment.strategy", "range")], ..Setup::of(client) };
     let first = eager().run(&mock);
     first.take_rows(0, 300).await;
     let sum = || committed(&mock, "group", "orders", 2).into_iter().flatten().sum::<i64>();
@@ -271,14 +276,13 @@ async fn an_eager_group_loses_nothing_either() {
     assert_eq!(rows.len() + 300, sent, "every row once at least, and none of the 300 that were committed");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn an_outage_is_waited_out() {
+async fn an_outage_is_waited_out(client: Client) {
     let mock = cluster(&[("orders", 1)]);
     fill(&mock, "orders", &numbers(0..10)).await;
-    let source = Setup::default().run(&mock);
+    let source = Setup::of(client).run(&mock);
     source.take_rows(0, 10).await;
     mock.cluster().unwrap().broker_down(-1).unwrap();
-    let producer = fluxmill::broker::kafka::KafkaProducer::connect(&with(&mock, &[]), "outage").unwrap();
+    let producer = Publisher::connect(&mock, client, &[]);
     let sink = producer.sink("orders");
     let rows = numbers(10..20);
     let published = publish(&sink, &rows);
@@ -288,6 +292,6 @@ async fn an_outage_is_waited_out() {
     assert_eq!(source.take_rows(0, 10).await, rows);
     source.stop();
     assert_eq!(source.end().await.unwrap(), SourceEnd::Drained);
-    close(producer, DEADLINE).await;
+    producer.close(DEADLINE).await;
     assert_eq!(committed(&mock, "group", "orders", 1), [Some(20)]);
 }

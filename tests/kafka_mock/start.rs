@@ -4,12 +4,22 @@ use std::time::Duration;
 
 use fluxmill::broker::kafka::admin;
 use fluxmill::broker::{BrokerErrorKind, SourceEnd};
-use fluxmill::spec::{KafkaConnection, StartOffset, TopicSpec};
+use fluxmill::spec::{ColumnarSettings, KafkaClient, KafkaConnection, StartOffset, TopicSpec};
 
+use crate::both;
 use crate::harness::*;
 
-async fn catch_up(mock: &fluxmill::broker::kafka::mock::MockKafka) -> usize {
-    let source = Setup { until_caught_up: true, ..Setup::default() }.run(mock);
+both! {
+    a_run_until_caught_up_ends_by_itself,
+    caught_up_at_an_end_that_no_row_reaches,
+    two_members_catch_up_together,
+    latest_and_a_late_time_begin_at_the_end_and_remember_it,
+    a_topic_that_does_not_exist_is_named,
+    an_unreachable_broker_is_reported_with_its_address,
+}
+
+async fn catch_up(mock: &fluxmill::broker::kafka::mock::MockKafka, client: Client) -> usize {
+    let source = Setup { until_caught_up: true, ..Setup::of(client) }.run(mock);
     let mut rows = 0;
     while let Some(delivery) = soon("the source ends", source.intakes[0].take()).await {
         rows += delivery.batch.len();
@@ -19,61 +29,56 @@ async fn catch_up(mock: &fluxmill::broker::kafka::mock::MockKafka) -> usize {
     rows
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_run_until_caught_up_ends_by_itself() {
+async fn a_run_until_caught_up_ends_by_itself(client: Client) {
     // More partitions than keys: some stay empty.
     let mock = cluster(&[("orders", 8)]);
-    assert_eq!(catch_up(&mock).await, 0);
+    assert_eq!(catch_up(&mock, client).await, 0);
     fill(&mock, "orders", &numbers(0..3)).await;
-    assert_eq!(catch_up(&mock).await, 3);
-    assert_eq!(catch_up(&mock).await, 0);
+    assert_eq!(catch_up(&mock, client).await, 3);
+    assert_eq!(catch_up(&mock, client).await, 0);
     fill(&mock, "orders", &numbers(0..2_000)).await;
-    assert_eq!(catch_up(&mock).await, 2_000);
+    assert_eq!(catch_up(&mock, client).await, 2_000);
     assert_eq!(committed(&mock, "group", "orders", 8).into_iter().flatten().sum::<i64>(), 2_003);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn caught_up_at_an_end_that_no_row_reaches() {
+async fn caught_up_at_an_end_that_no_row_reaches(client: Client) {
     let mock = cluster(&[("orders", 1)]);
     fill(&mock, "orders", &numbers(0..5)).await;
     // The group is past every row, and the goal is noted only by the client's word for the end.
-    let source = Setup { start: StartOffset::Latest, until_caught_up: true, ..Setup::default() }.run(&mock);
+    let source = Setup { start: StartOffset::Latest, until_caught_up: true, ..Setup::of(client) }.run(&mock);
     assert!(soon("the source ends", source.intakes[0].take()).await.is_none());
     assert_eq!(source.end().await.unwrap(), SourceEnd::Drained);
     assert_eq!(committed(&mock, "group", "orders", 1), [Some(5)]);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn two_members_catch_up_together() {
+async fn two_members_catch_up_together(client: Client) {
     let mock = cluster(&[("orders", 4)]);
     fill(&mock, "orders", &numbers(0..2_000)).await;
-    let (one, two) = tokio::join!(catch_up(&mock), catch_up(&mock));
+    let (one, two) = tokio::join!(catch_up(&mock, client), catch_up(&mock, client));
     assert_eq!(one + two, 2_000);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn latest_and_a_late_time_begin_at_the_end_and_remember_it() {
+async fn latest_and_a_late_time_begin_at_the_end_and_remember_it(client: Client) {
     for (group, start) in [("latest", StartOffset::Latest), ("time", StartOffset::Time(i64::MAX / 2))] {
         let mock = cluster(&[("orders", 1)]);
         fill(&mock, "orders", &numbers(0..10)).await;
-        let source = Setup { group, start, ..Setup::default() }.run(&mock);
+        let source = Setup { group, start, ..Setup::of(client) }.run(&mock);
         until("the start is committed", || committed(&mock, group, "orders", 1) == [Some(10)]).await;
         source.stop();
         assert_eq!(source.end().await.unwrap(), SourceEnd::Drained);
         // What comes while nobody runs is not skipped.
         let rows = numbers(10..20);
         fill(&mock, "orders", &rows).await;
-        let source = Setup { group, start, ..Setup::default() }.run(&mock);
+        let source = Setup { group, start, ..Setup::of(client) }.run(&mock);
         assert_eq!(source.take_rows(0, 10).await, rows);
         source.stop();
         assert_eq!(source.end().await.unwrap(), SourceEnd::Drained);
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_topic_that_does_not_exist_is_named() {
+async fn a_topic_that_does_not_exist_is_named(client: Client) {
     let mock = cluster(&[("orders", 1)]);
-    let source = Setup { topic: "ordres", ..Setup::default() }.run(&mock);
+    let source = Setup { topic: "ordres", ..Setup::of(client) }.run(&mock);
     let intake = source.intakes[0].clone();
     let error = source.end().await.unwrap_err();
     assert_eq!(error.kind, BrokerErrorKind::UnknownTopic, "{error}");
@@ -81,17 +86,20 @@ async fn a_topic_that_does_not_exist_is_named() {
     assert!(soon("the intake is closed", intake.take()).await.is_none());
 }
 
-fn nobody() -> KafkaConnection {
+fn nobody(client: Client) -> KafkaConnection {
     // A port that was free a moment ago, and that nobody listens at.
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let brokers = vec![format!("127.0.0.1:{port}")];
-    KafkaConnection { brokers, tls: None, sasl: None, properties: Default::default() }
+    let client = match client {
+        Client::Columnar => KafkaClient::Columnar(ColumnarSettings::default()),
+        Client::Librdkafka => KafkaClient::Librdkafka,
+    };
+    KafkaConnection { brokers, tls: None, sasl: None, client, properties: Default::default() }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn an_unreachable_broker_is_reported_with_its_address() {
-    let connection = nobody();
-    let error = Setup::default().run_at(&connection).end().await.unwrap_err();
+async fn an_unreachable_broker_is_reported_with_its_address(client: Client) {
+    let connection = nobody(client);
+    let error = Setup::of(client).run_at(&connection).end().await.unwrap_err();
     assert_eq!(error.kind, BrokerErrorKind::Unreachable, "{error}");
     let text = error.to_string();
     assert!(text.contains(&connection.brokers[0]) && text.contains("refused"), "{text}");
@@ -108,7 +116,7 @@ fn listed(topic: &str) -> TopicSpec {
 #[tokio::test(flavor = "multi_thread")]
 async fn missing_topics_are_told_all_at_once() {
     let mock = cluster(&[("orders", 1)]);
-    let connection = with(&mock, &[]);
+    let connection = with(&mock, Client::Librdkafka, &[]);
     let (orders, payments) = (listed("orders"), listed("payments"));
     assert!(admin::prepare(&connection, &[&orders], &["orders"], DEADLINE).await.unwrap().is_empty());
     let used = ["orders", "payments"];

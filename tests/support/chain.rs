@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use anyhow::Context;
+
 /// A pipeline file with one pipeline, `main`.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Chain {
@@ -17,6 +19,8 @@ pub(crate) struct Chain {
     pub(crate) properties: Vec<&'static str>,
     /// Further lines for the connection, such as `tls: { ca: ca.pem }`.
     pub(crate) connection: Vec<String>,
+    /// What the connection says about its client.
+    pub(crate) client: Option<String>,
     /// Further lines for the pipeline, such as `lanes: 2`.
     pub(crate) pipeline: Vec<String>,
     /// Further lines for the function, such as `limits: { timeout: 1s }`.
@@ -31,7 +35,7 @@ impl Chain {
         let properties: String = self.properties.iter().map(|property| format!(", {property}")).collect();
         text += "      properties: { session.timeout.ms: \"6000\", heartbeat.interval.ms: \"300\"";
         text += &format!("{properties} }}\n");
-        for line in &self.connection {
+        for line in self.client.iter().chain(&self.connection) {
             text += &format!("      {line}\n");
         }
         let Self { from, to, dead, .. } = self;
@@ -51,6 +55,21 @@ impl Chain {
         }
         text
     }
+}
+
+/// Puts a setting, such as `client: librdkafka`, into the one connection of a pipeline file that somebody else wrote.
+///
+/// # Errors
+/// When the file names no brokers.
+pub(crate) fn with_setting(text: &str, setting: &str) -> anyhow::Result<String> {
+    let brokers = text.find("brokers:").context("the file names no brokers")?;
+    let mut text = text.to_owned();
+    // In a flow mapping `{ brokers: ... }` and in a block mapping alike.
+    let line = text[..brokers].rfind('\n').map_or(0, |end| end + 1);
+    let end =
+        if text[line..brokers].contains('{') { ", ".to_owned() } else { format!("\n{}", " ".repeat(brokers - line)) };
+    text.insert_str(brokers, &format!("{setting}{end}"));
+    Ok(text)
 }
 
 /// A path in the repository.

@@ -83,18 +83,33 @@ impl Received {
 #[derive(Clone, Debug)]
 pub(crate) struct Client {
     brokers: String,
+    settings: Vec<(String, String)>,
 }
 
 impl Client {
     /// A client of the broker at `host:port`.
     pub(crate) fn new(brokers: &str) -> Self {
-        Self { brokers: brokers.to_owned() }
+        Self { brokers: brokers.to_owned(), settings: Vec::new() }
+    }
+
+    /// The same client with further settings of librdkafka, such as `compression.type=zstd`.
+    pub(crate) fn with(&self, settings: impl IntoIterator<Item = String>) -> Self {
+        let mut more = self.clone();
+        let pairs = settings.into_iter().map(|setting| {
+            let (name, value) = setting.split_once('=').unwrap_or((&setting, ""));
+            (name.to_owned(), value.to_owned())
+        });
+        more.settings.extend(pairs);
+        more
     }
 
     fn config(&self) -> ClientConfig {
         let mut config = ClientConfig::new();
         config.set("bootstrap.servers", &self.brokers);
         config.set("message.max.bytes", LARGEST).set("receive.message.max.bytes", "100000000");
+        for (name, value) in &self.settings {
+            config.set(name, value);
+        }
         config
     }
 
@@ -113,13 +128,13 @@ impl Client {
         })
     }
 
-    /// Makes a topic with these settings.
+    /// Makes a topic with these settings, kept as often as the brokers say by default.
     ///
     /// # Errors
     /// When the broker refuses, or it exists.
     pub(crate) fn create_topic(&self, topic: &str, partitions: i32, settings: &[(&str, &str)]) -> anyhow::Result<()> {
         let admin: AdminClient<DefaultClientContext> = self.config().create()?;
-        let mut new = NewTopic::new(topic, partitions, TopicReplication::Fixed(1));
+        let mut new = NewTopic::new(topic, partitions, TopicReplication::Fixed(-1));
         for (name, value) in settings {
             new = new.set(name, value);
         }
@@ -127,6 +142,36 @@ impl Client {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         for result in runtime.block_on(admin.create_topics([&new], &options))? {
             result.map_err(|(topic, code)| anyhow::anyhow!("creating {topic}: {code}"))?;
+        }
+        Ok(())
+    }
+
+    /// Deletes a topic.
+    ///
+    /// # Errors
+    /// When the broker refuses.
+    pub(crate) fn delete_topic(&self, topic: &str) -> anyhow::Result<()> {
+        let admin: AdminClient<DefaultClientContext> = self.config().create()?;
+        let options = AdminOptions::new().request_timeout(Some(REQUEST)).operation_timeout(Some(REQUEST));
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        for result in runtime.block_on(admin.delete_topics(&[topic], &options))? {
+            result.map_err(|(topic, code)| anyhow::anyhow!("deleting {topic}: {code}"))?;
+        }
+        Ok(())
+    }
+
+    /// Takes all events of a partition before this offset away.
+    ///
+    /// # Errors
+    /// When the broker refuses.
+    pub(crate) fn delete_before(&self, topic: &str, partition: i32, offset: i64) -> anyhow::Result<()> {
+        let admin: AdminClient<DefaultClientContext> = self.config().create()?;
+        let mut before = TopicPartitionList::new();
+        before.add_partition_offset(topic, partition, Offset::Offset(offset))?;
+        let options = AdminOptions::new().request_timeout(Some(REQUEST)).operation_timeout(Some(REQUEST));
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        for element in runtime.block_on(admin.delete_records(&before, &options))?.elements() {
+            element.error()?;
         }
         Ok(())
     }
@@ -158,6 +203,14 @@ impl Client {
     /// # Errors
     /// When the client cannot be made.
     pub(crate) fn feed(&self, topic: &str, make: fn(u64) -> Record) -> anyhow::Result<Feeder> {
+        self.feed_at(50_000, topic, make)
+    }
+
+    /// [`feed`](Self::feed) at about another rate, in events per second; for tests that take longer.
+    ///
+    /// # Errors
+    /// When the client cannot be made.
+    pub(crate) fn feed_at(&self, rate: u64, topic: &str, make: fn(u64) -> Record) -> anyhow::Result<Feeder> {
         let producer = self.producer()?;
         let stop = Arc::new(AtomicBool::new(false));
         let (stopped, topic) = (Arc::clone(&stop), topic.to_owned());
@@ -165,7 +218,7 @@ impl Client {
         let thread = std::thread::spawn(move || {
             let mut number = 0;
             while !stopped.load(Relaxed) && number < FED_AT_MOST {
-                for _ in 0..500 {
+                for _ in 0..rate / 100 {
                     producer.send(&topic, &make(number))?;
                     number += 1;
                 }

@@ -1,45 +1,99 @@
 //! Tests that need a broker: named as others, run by the same command, and reported as ignored, with the reason, on a
 //! machine that has none. With `FLUXMILL_REQUIRE_BROKERS=1` they fail there instead.
+//!
+//! `FLUXMILL_TEST_CLIENT=librdkafka|columnar|both` names the client that the tests' pipelines use.
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Instant;
 
 use anyhow::Context;
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use tempfile::TempDir;
 
+use super::chain;
 use super::client::Client;
-use super::kafka::{self, Kafka, Missing, Options};
+use super::kafka::{self, Kafka, Missing, Options, Version};
 use super::process::{Fluxmill, Output};
 
 /// The brokers that the tests of one binary share; each is started by the first test that asks for it.
 #[derive(Default)]
 struct Brokers {
-    plain: Mutex<Option<Arc<Kafka>>>,
-    secure: Mutex<Option<Arc<Kafka>>>,
+    plain: Mutex<BTreeMap<Version, Arc<Kafka>>>,
+    secure: Mutex<BTreeMap<Version, Arc<Kafka>>>,
 }
 
 impl Brokers {
-    fn get(&self, secure: bool) -> anyhow::Result<Arc<Kafka>> {
+    fn get(&self, version: Version, secure: bool) -> anyhow::Result<Arc<Kafka>> {
         let place = if secure { &self.secure } else { &self.plain };
         // Held while it starts: the others wait for the same broker.
-        let mut place: MutexGuard<'_, Option<Arc<Kafka>>> =
+        let mut place: MutexGuard<'_, BTreeMap<Version, Arc<Kafka>>> =
             place.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if let Some(kafka) = &*place {
+        if let Some(kafka) = place.get(&version) {
             return Ok(Arc::clone(kafka));
         }
-        let kafka = Arc::new(Kafka::start(Options { secure })?);
-        *place = Some(Arc::clone(&kafka));
+        let kafka = Arc::new(Kafka::start(Options { version, secure, ..Options::default() })?);
+        place.insert(version, Arc::clone(&kafka));
         Ok(kafka)
+    }
+}
+
+/// Which client moves the events of the pipelines that the tests write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum KafkaClient {
+    /// The one that a pipeline file gets that does not name one.
+    Default,
+    /// The one of this name.
+    Named(&'static str),
+}
+
+impl KafkaClient {
+    /// By `FLUXMILL_TEST_CLIENT`: a name; `both`, which runs every test with each; or nothing.
+    fn wanted() -> Result<Vec<Self>, String> {
+        match std::env::var("FLUXMILL_TEST_CLIENT").as_deref() {
+            Err(_) | Ok("") => Ok(vec![Self::Default]),
+            Ok("columnar") => Ok(vec![Self::Named("columnar")]),
+            Ok("librdkafka") => Ok(vec![Self::Named("librdkafka")]),
+            Ok("both") => Ok(vec![Self::Named("columnar"), Self::Named("librdkafka")]),
+            Ok(other) => {
+                Err(format!("FLUXMILL_TEST_CLIENT={other} is none of `columnar`, `librdkafka`, `both`, and nothing"))
+            }
+        }
+    }
+
+    /// The name of a test when it runs with this client; also the first part of the names of its topics.
+    fn test(self, name: &str) -> String {
+        match self {
+            Self::Default => name.to_owned(),
+            Self::Named(client) => format!("{name}.{client}"),
+        }
+    }
+
+    /// What the connection of a pipeline file says of it.
+    pub(crate) fn line(self) -> Option<String> {
+        match self {
+            Self::Default => None,
+            Self::Named(client) => Some(format!("client: {client}")),
+        }
+    }
+
+    /// The same for a pipeline file that is there: the line goes in front of the brokers of its one connection.
+    ///
+    /// # Errors
+    /// When the file names no brokers.
+    pub(crate) fn put_into(self, text: &str) -> anyhow::Result<String> {
+        self.line().map_or_else(|| Ok(text.to_owned()), |line| chain::with_setting(text, &line))
     }
 }
 
 /// What one test works with: its own folder and topics, brokers, the binary.
 pub(crate) struct Case {
     name: String,
+    client: KafkaClient,
     brokers: Arc<Brokers>,
     dir: TempDir,
     outputs: RefCell<Vec<Arc<Output>>>,
@@ -51,7 +105,23 @@ impl Case {
     /// # Errors
     /// When it does not start.
     pub(crate) fn kafka(&self) -> anyhow::Result<Arc<Kafka>> {
-        self.brokers.get(false)
+        self.brokers.get(Version::default(), false)
+    }
+
+    /// The broker of this release that all tests share.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub(crate) fn kafka_of(&self, version: Version) -> anyhow::Result<Arc<Kafka>> {
+        self.brokers.get(version, false)
+    }
+
+    /// The shared broker of this release with TLS, SASL and an authorizer.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub(crate) fn secure_kafka_of(&self, version: Version) -> anyhow::Result<Arc<Kafka>> {
+        self.brokers.get(version, true)
     }
 
     /// The shared broker with TLS, SASL and an authorizer.
@@ -59,7 +129,7 @@ impl Case {
     /// # Errors
     /// When it does not start.
     pub(crate) fn secure_kafka(&self) -> anyhow::Result<Arc<Kafka>> {
-        self.brokers.get(true)
+        self.brokers.get(Version::default(), true)
     }
 
     /// A broker for this test alone, to be stopped and killed.
@@ -68,6 +138,11 @@ impl Case {
     /// When it does not start.
     pub(crate) fn own_kafka(&self) -> anyhow::Result<Kafka> {
         Kafka::start(Options::default())
+    }
+
+    /// Which client this test's pipelines use.
+    pub(crate) fn kafka_client(&self) -> KafkaClient {
+        self.client
     }
 
     /// A client of the shared broker.
@@ -152,17 +227,34 @@ impl Suite {
     }
 
     fn add(&mut self, name: &'static str, missing: fn() -> Option<Missing>, test: fn(&Case) -> anyhow::Result<()>) {
+        match KafkaClient::wanted() {
+            Ok(clients) => clients.into_iter().for_each(|client| self.add_with(client, name, missing, test)),
+            Err(error) => self.trials.push(Trial::test(name, || Err(error.into()))),
+        }
+    }
+
+    fn add_with(
+        &mut self,
+        client: KafkaClient,
+        name: &'static str,
+        missing: fn() -> Option<Missing>,
+        test: fn(&Case) -> anyhow::Result<()>,
+    ) {
         let brokers = Arc::clone(&self.brokers);
-        self.trials.push(Trial::ignorable_test(name, move || {
-            if let Some(missing) = kafka::class_path().err().or_else(missing) {
+        let name = client.test(name);
+        self.trials.push(Trial::ignorable_test(name.clone(), move || {
+            if let Some(missing) = kafka::class_path(Version::default()).err().or_else(missing) {
                 if std::env::var_os("FLUXMILL_REQUIRE_BROKERS").is_some_and(|value| value == "1") {
                     return Err(format!("FLUXMILL_REQUIRE_BROKERS=1, and: {}", missing.0).into());
                 }
                 return Ok(Completion::ignored_with(missing.0));
             }
             let dir = TempDir::with_prefix("fluxmill-test-").map_err(|error| format!("no folder: {error}"))?;
-            let case = Case { name: name.to_owned(), brokers, dir, outputs: RefCell::default() };
-            match test(&case) {
+            let case = Case { name, client, brokers, dir, outputs: RefCell::default() };
+            let start = Instant::now();
+            let result = test(&case);
+            case.note(&format!("took {:.1?}", start.elapsed()));
+            match result {
                 Ok(()) => Ok(Completion::Completed),
                 Err(error) => Err(case.failed(&error)),
             }
