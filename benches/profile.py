@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Says where the CPU time of the contestants of benches/baseline.py goes, by Linux perf.
+"""Says where the CPU time of the contestants of benches/ladder.py goes, by Linux perf.
 
     benches/profile.py [--rounds 5] [--events 1000000] [--write]
 
@@ -7,25 +7,21 @@ The contestants copy the topic in turn under `perf record` with call stacks, rou
 little, since the work of librdkafka's own threads differs by a factor of two from run to run. The table has medians
 and ranges. A sample counts for the first group of `GROUPS` that fits the thread's name and a function on the stack.
 Samples become CPU-seconds by the sampling frequency; sampling with stacks disturbs, so the totals are not those of
-the baseline.
+the ladder.
 With --write the table replaces the part between the markers of docs/performance.md.
 """
 
 import argparse
 import collections
 import itertools
-import pathlib
 import re
-import shutil
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 
-import baseline
+import rig
 
-BEGIN, END = "<!-- profile: begin -->", "<!-- profile: end -->"
 FREQUENCY = 999
 STACK_BYTES = 16384
 
@@ -74,17 +70,17 @@ def group(comm, frames):
     return OTHER
 
 
-def profile(rig, make_command, data):
+def profile(bench, contestant, load, data):
     """CPU-seconds per million events of each group, and the names of what fits no group."""
     record = ["perf", "record", "-q", "-F", str(FREQUENCY), "--call-graph", f"dwarf,{STACK_BYTES}", "-o", data, "--"]
-    rig.run(lambda output: record + make_command(output))
+    bench.run(contestant, load, record)
     counts, strange = collections.Counter(), collections.Counter()
     for comm, frames in samples(data):
         name = group(comm, frames)
         counts[name] += 1
         if name == OTHER:
             strange[f"{comm}: {frames[0] if frames else '?'} < {frames[1] if len(frames) > 1 else '?'}"] += 1
-    per_million = {name: count / FREQUENCY / (rig.events / 1e6) for name, count in counts.items()}
+    per_million = {name: count / FREQUENCY / (load.events / 1e6) for name, count in counts.items()}
     return per_million, strange
 
 
@@ -107,38 +103,36 @@ def table(results):
     return "\n".join(lines)
 
 
+CONTESTANTS = [
+    rig.Contestant("raw loop", "raw"),
+    rig.Contestant("bare copy", "bare"),
+    rig.Contestant("no function", "fluxmill"),
+    rig.Contestant("identity function", "fluxmill", guest="identity"),
+    rig.Contestant("identity function, librdkafka", "fluxmill", guest="identity", client="librdkafka"),
+]
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--events", type=int, default=1_000_000)
-    parser.add_argument("--identity", type=pathlib.Path, default=baseline.IDENTITY, help="the component of C")
     parser.add_argument("--write", action="store_true", help="write the table into docs/performance.md")
     parser.add_argument("--strange", action="store_true", help="print what fits no group")
     options = parser.parse_args()
-    copy_loop, fluxmill = baseline.build()
-    folder = pathlib.Path(tempfile.mkdtemp(prefix="fluxmill-profile-"))
-    try:
-        with baseline.kafka(folder) as brokers:
-            rig = baseline.Rig(brokers, folder, copy_loop, fluxmill, options.events)
-            rig.load()
-            wasm = options.identity.resolve()
-            identity = lambda output: rig.chain(output, wasm)
-            rig.run(identity)
-            contestants = {"raw loop": rig.raw, "no function": rig.chain, "identity function": identity}
-            results = {name: [] for name in contestants}
-            for number, (name, make_command) in itertools.product(range(options.rounds), contestants.items()):
-                result, strange = profile(rig, make_command, folder / "perf.data")
-                results[name].append(result)
-                print(f"round {number + 1}: {name}: {sum(result.values()):.2f} CPU-s/M", flush=True)
-                if options.strange:
-                    print( *(f"  {count:5} {what}" for what, count in strange.most_common(25)), sep="\n")
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with rig.rig(rig.build()) as bench:
+        load = bench.load(options.events)
+        results = {contestant.name: [] for contestant in CONTESTANTS}
+        for number, contestant in itertools.product(range(options.rounds), CONTESTANTS):
+            result, strange = profile(bench, contestant, load, bench.folder / "perf.data")
+            results[contestant.name].append(result)
+            print(f"round {number + 1}: {contestant.name}: {sum(result.values()):.2f} CPU-s/M", flush=True)
+            if options.strange:
+                print(*(f"  {count:5} {what}" for what, count in strange.most_common(25)), sep="\n")
     command = f"benches/profile.py --rounds {options.rounds} --events {options.events}"
-    text = f"`{command}`, {time.strftime('%Y-%m-%d')}. Median (range).\n\n{table(results)}\n"
+    text = f"`{command}`, {time.strftime('%Y-%m-%d')}. Median (range).\n\n{table(results)}"
     print(text)
     if options.write:
-        baseline.write(BEGIN, END, text)
+        rig.write("profile", text)
 
 
 if __name__ == "__main__":

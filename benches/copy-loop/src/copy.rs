@@ -5,6 +5,9 @@
 //! batches from the consumer's queue, handed to an idempotent producer, and freed. The producer's own copy of key
 //! and value is the only one. An offset is stored for commit only when every event of its batch, and of all batches
 //! before it, was acknowledged. Headers are not copied: the loop is a bound, not a product.
+//!
+//! It can also do the work of a function on the way, natively: parse the order with serde_json, drop it or add a field,
+//! and write it again.
 
 use std::collections::VecDeque;
 use std::ffi::{CStr, CString, c_char, c_void};
@@ -13,7 +16,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use anyhow::{bail, ensure};
+use anyhow::{Context, bail, ensure};
+use order::Order;
 use rdkafka::bindings::*;
 
 /// Messages taken from the consumer's queue at once.
@@ -27,10 +31,36 @@ const COPY_PAYLOAD: i32 = 2;
 /// `RD_KAFKA_PARTITION_UA`: the producer's partitioner chooses.
 const ANY_PARTITION: i32 = -1;
 
+/// What is done to each event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Job {
+    /// Nothing.
+    Copy,
+    /// It is parsed as an order, dropped when it is small, and written with its price.
+    Price,
+}
+
+/// How the loop works.
+#[derive(Clone, Debug)]
+pub struct Settings<'a> {
+    /// `host:port`.
+    pub brokers: &'a str,
+    /// The topic that is read.
+    pub input: &'a str,
+    /// The topic that is written.
+    pub output: &'a str,
+    /// How many events are consumed.
+    pub events: u64,
+    /// What is done to them.
+    pub job: Job,
+    /// librdkafka's `compression.type`.
+    pub compression: &'a str,
+}
+
 /// What the loop did.
 #[derive(Debug)]
 pub struct Copied {
-    /// Events copied and acknowledged.
+    /// Events consumed; those that were not dropped are acknowledged.
     pub events: u64,
     /// From the first event consumed to the last acknowledged.
     pub seconds: f64,
@@ -53,7 +83,9 @@ struct State {
     /// Batches in the order of consumption, each until it and all before it have ended. It keeps them alive: the
     /// producer's messages point at them.
     open: Mutex<VecDeque<Arc<Batch>>>,
-    acknowledged: AtomicU64,
+    job: Job,
+    /// Events that came to their end: acknowledged or dropped.
+    done: AtomicU64,
     failed: AtomicU64,
 }
 
@@ -87,7 +119,7 @@ unsafe extern "C" fn delivered(_: *mut rd_kafka_t, message: *const rd_kafka_mess
     let (state, message, batch) =
         unsafe { (&*opaque.cast::<State>(), &*message, &*(*message)._private.cast::<Batch>()) };
     if message.err as i32 == 0 {
-        state.acknowledged.fetch_add(1, Ordering::Relaxed);
+        state.done.fetch_add(1, Ordering::Relaxed);
         state.ended(batch, 1);
     } else {
         // The batch stays open, so that nothing after it is committed; the loop ends with an error.
@@ -95,22 +127,23 @@ unsafe extern "C" fn delivered(_: *mut rd_kafka_t, message: *const rd_kafka_mess
     }
 }
 
-/// Copies `events` events from `input` to `output` in a consumer group of its own.
+/// Copies events in a consumer group of its own.
 ///
 /// # Errors
 /// When librdkafka refuses a setting or an event, or nothing happens for half a minute.
-pub fn copy(brokers: &str, input: &str, output: &str, events: u64) -> anyhow::Result<Copied> {
+pub fn copy(settings: &Settings<'_>) -> anyhow::Result<Copied> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_millis());
     let group = format!("copy-loop-{}-{now}", std::process::id());
-    let consumer = consumer(brokers, &group)?;
+    let consumer = consumer(settings.brokers, &group)?;
     let state = Box::new(State {
         consumer,
-        topic: CString::new(input)?,
+        topic: CString::new(settings.input)?,
         open: Mutex::default(),
-        acknowledged: AtomicU64::new(0),
+        job: settings.job,
+        done: AtomicU64::new(0),
         failed: AtomicU64::new(0),
     });
-    let producer = producer(brokers, &state)?;
+    let producer = producer(settings, &state)?;
     let stop = AtomicBool::new(false);
     let handles = Handles { consumer, producer };
     let copied = std::thread::scope(|scope| {
@@ -121,7 +154,7 @@ pub fn copy(brokers: &str, input: &str, output: &str, events: u64) -> anyhow::Re
                 unsafe { rd_kafka_poll(handles.producer, POLL_MS) };
             }
         });
-        let copied = run(&handles, &state, output, events);
+        let copied = run(&handles, &state, settings.output, settings.events);
         stop.store(true, Ordering::Relaxed);
         copied
     });
@@ -170,17 +203,18 @@ fn pump(
     events: u64,
 ) -> anyhow::Result<Copied> {
     let mut messages = vec![ptr::null_mut::<rd_kafka_message_t>(); BATCH];
+    let mut written = Vec::new();
     let (mut consumed, mut began, mut moved) = (0, None, (0, Instant::now()));
     loop {
-        let acknowledged = state.acknowledged.load(Ordering::Relaxed);
+        let done = state.done.load(Ordering::Relaxed);
         ensure!(state.failed.load(Ordering::Relaxed) == 0, "the broker refused events");
-        if acknowledged >= events {
+        if done >= events {
             break;
         }
-        if consumed + acknowledged > moved.0 {
-            moved = (consumed + acknowledged, Instant::now());
+        if consumed + done > moved.0 {
+            moved = (consumed + done, Instant::now());
         }
-        ensure!(moved.1.elapsed() < STALLED, "nothing moved for {STALLED:?} after {acknowledged} events");
+        ensure!(moved.1.elapsed() < STALLED, "nothing moved for {STALLED:?} after {done} events");
         if consumed >= events {
             std::thread::sleep(Duration::from_millis(1));
             continue;
@@ -192,14 +226,20 @@ fn pump(
             continue;
         }
         began.get_or_insert_with(|| (Instant::now(), cpu_seconds()));
-        consumed += forward(taken, topic, state)?;
+        consumed += forward(taken, topic, state, &mut written)?;
     }
     let (start, cpu) = began.unwrap_or_else(|| (Instant::now(), cpu_seconds()));
     Ok(Copied { events: consumed, seconds: start.elapsed().as_secs_f64(), cpu_seconds: cpu_seconds() - cpu })
 }
 
-/// Hands a batch to the producer and frees the messages; gives the number of events in it.
-fn forward(messages: &[*mut rd_kafka_message_t], topic: *mut rd_kafka_topic_t, state: &State) -> anyhow::Result<u64> {
+/// Hands a batch to the producer and frees the messages; gives the number of events in it. `written` is room for the
+/// events that are written anew.
+fn forward(
+    messages: &[*mut rd_kafka_message_t],
+    topic: *mut rd_kafka_topic_t,
+    state: &State,
+    written: &mut Vec<u8>,
+) -> anyhow::Result<u64> {
     let mut next: Vec<(i32, i64)> = Vec::new();
     let mut events = 0;
     for &message in messages {
@@ -216,22 +256,58 @@ fn forward(messages: &[*mut rd_kafka_message_t], topic: *mut rd_kafka_topic_t, s
     state.open.lock().unwrap_or_else(PoisonError::into_inner).push_back(batch.clone());
     let opaque = Arc::as_ptr(&batch).cast_mut().cast::<c_void>();
     for &message in messages {
-        // SAFETY: key and payload live until the message is destroyed; the producer has its own copy by then.
-        unsafe {
-            let m = &*message;
-            while rd_kafka_produce(topic, ANY_PARTITION, COPY_PAYLOAD, m.payload, m.len, m.key, m.key_len, opaque) != 0
-            {
-                let error = rd_kafka_last_error();
-                if error != rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR__QUEUE_FULL {
-                    bail!("produce: {error:?}");
-                }
-                std::thread::sleep(Duration::from_millis(1));
+        // SAFETY: librdkafka filled the slot; the message is freed at the end of this turn.
+        let m = unsafe { &*message };
+        let payload = match state.job {
+            Job::Copy => Some((m.payload, m.len)),
+            // SAFETY: the payload has that many bytes and lives as long as the message.
+            Job::Price => price(unsafe { std::slice::from_raw_parts(m.payload.cast::<u8>(), m.len) }, written)?
+                .then(|| (written.as_mut_ptr().cast::<c_void>(), written.len())),
+        };
+        match payload {
+            Some((bytes, len)) => produce(topic, m, bytes, len, opaque)?,
+            None => {
+                state.done.fetch_add(1, Ordering::Relaxed);
+                state.ended(&batch, 1);
             }
-            rd_kafka_message_destroy(message);
         }
+        // SAFETY: nobody has the message any more; the producer has its own copy of key and payload by now.
+        unsafe { rd_kafka_message_destroy(message) };
     }
     state.ended(&batch, 1);
     Ok(events)
+}
+
+/// Writes the order with its price into `written`; `false` means that it is dropped.
+fn price(payload: &[u8], written: &mut Vec<u8>) -> anyhow::Result<bool> {
+    let mut order: Order = serde_json::from_slice(payload).context("no order")?;
+    if !order.price() {
+        return Ok(false);
+    }
+    written.clear();
+    serde_json::to_writer(written, &order)?;
+    Ok(true)
+}
+
+/// Hands an event to the producer, waiting while its queue is full.
+fn produce(
+    topic: *mut rd_kafka_topic_t,
+    message: &rd_kafka_message_t,
+    bytes: *mut c_void,
+    len: usize,
+    opaque: *mut c_void,
+) -> anyhow::Result<()> {
+    let (key, key_len) = (message.key, message.key_len);
+    // SAFETY: key and payload live for the call; the batch behind `opaque` lives until its delivery reports came.
+    while unsafe { rd_kafka_produce(topic, ANY_PARTITION, COPY_PAYLOAD, bytes, len, key, key_len, opaque) } != 0 {
+        // SAFETY: no arguments; it tells about the last call on this thread.
+        let error = unsafe { rd_kafka_last_error() };
+        if error != rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR__QUEUE_FULL {
+            bail!("produce: {error:?}");
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    Ok(())
 }
 
 fn consumer(brokers: &str, group: &str) -> anyhow::Result<*mut rd_kafka_t> {
@@ -251,9 +327,10 @@ fn consumer(brokers: &str, group: &str) -> anyhow::Result<*mut rd_kafka_t> {
     Ok(consumer)
 }
 
-fn producer(brokers: &str, state: &State) -> anyhow::Result<*mut rd_kafka_t> {
+fn producer(settings: &Settings<'_>, state: &State) -> anyhow::Result<*mut rd_kafka_t> {
     let conf = conf(&[
-        ("bootstrap.servers", brokers),
+        ("bootstrap.servers", settings.brokers),
+        ("compression.type", settings.compression),
         ("enable.idempotence", "true"),
         ("acks", "all"),
         ("linger.ms", "5"),

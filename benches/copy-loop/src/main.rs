@@ -2,11 +2,14 @@
 //! to make topics, to fill one, and to read back how many events are in one and when the broker appended them.
 //!
 //! ```text
-//! copy-loop copy  BROKERS IN OUT EVENTS     copies, then prints events, seconds, CPU-seconds
-//! copy-loop load  BROKERS TOPIC EVENTS      JSON orders of about 250 bytes, keyed by one of 1,000 customers
-//! copy-loop make  BROKERS PARTITIONS TOPIC... creates topics whose timestamps are the broker's append times
+//! copy-loop copy  BROKERS IN OUT EVENTS CODEC   copies, then prints events, seconds, CPU-seconds
+//! copy-loop price BROKERS IN OUT EVENTS CODEC   the same, with the work of a function on the way
+//! copy-loop load  BROKERS TOPIC EVENTS BYTES CODEC
+//!                                               JSON orders of that many bytes, keyed by one of 1,000 customers;
+//!                                               prints how many a filter and a pricing keep of them
+//! copy-loop make  BROKERS PARTITIONS TOPIC...   creates topics whose timestamps are the broker's append times
 //! copy-loop drop  BROKERS TOPIC...
-//! copy-loop span  BROKERS TOPIC             prints events, first and last append time (ms)
+//! copy-loop span  BROKERS TOPIC                 prints events, first and last append time (ms)
 //! ```
 
 mod copy;
@@ -15,6 +18,7 @@ mod tools;
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
+use copy::{Job, Settings};
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -30,11 +34,17 @@ fn main() -> ExitCode {
 
 fn run(arguments: &[&str]) -> anyhow::Result<()> {
     match arguments {
-        ["copy", brokers, input, output, events] => {
-            let copied = copy::copy(brokers, input, output, number(events)?)?;
+        [name @ ("copy" | "price"), brokers, input, output, events, compression] => {
+            let job = if *name == "copy" { Job::Copy } else { Job::Price };
+            let events = number(events)?;
+            let copied = copy::copy(&Settings { brokers, input, output, events, job, compression })?;
             println!("events={} seconds={:.3} cpu_seconds={:.3}", copied.events, copied.seconds, copied.cpu_seconds);
         }
-        ["load", brokers, topic, events] => tools::load(brokers, topic, number(events)?)?,
+        ["load", brokers, topic, events, bytes, compression] => {
+            let bytes = bytes.parse().with_context(|| format!("BYTES: `{bytes}` is no number"))?;
+            let kept = tools::load(brokers, topic, number(events)?, bytes, compression)?;
+            println!("filtered={} priced={}", kept.filtered, kept.priced);
+        }
         ["make", brokers, partitions, topics @ ..] if !topics.is_empty() => {
             tools::make(brokers, partitions.parse().context("PARTITIONS")?, topics)?;
         }
@@ -43,9 +53,7 @@ fn run(arguments: &[&str]) -> anyhow::Result<()> {
             let span = tools::span(brokers, topic)?;
             println!("events={} first_ms={} last_ms={}", span.events, span.first_ms, span.last_ms);
         }
-        _ => bail!(
-            "write: copy BROKERS IN OUT EVENTS, load BROKERS TOPIC EVENTS, make BROKERS PARTITIONS TOPIC..., drop BROKERS TOPIC..., or span BROKERS TOPIC"
-        ),
+        _ => bail!("see the first lines of src/main.rs for what to write"),
     }
     Ok(())
 }

@@ -53,8 +53,17 @@ pub fn drop_topics(brokers: &str, topics: &[&str]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Fills a topic with orders. The same number gives the same events.
-pub fn load(brokers: &str, topic: &str, events: u64) -> anyhow::Result<()> {
+/// How many of the events that were loaded come out of the functions of the measurements.
+#[derive(Debug, Default)]
+pub struct Kept {
+    /// Of the filter: the events of all but the first 190 customers.
+    pub filtered: u64,
+    /// Of the pricing: the orders that are not small.
+    pub priced: u64,
+}
+
+/// Fills a topic with orders whose values have exactly `bytes` bytes. The same numbers give the same events.
+pub fn load(brokers: &str, topic: &str, events: u64, bytes: usize, compression: &str) -> anyhow::Result<Kept> {
     let producer: ThreadedProducer<DefaultProducerContext> = ClientConfig::new()
         .set("bootstrap.servers", brokers)
         .set("enable.idempotence", "true")
@@ -62,10 +71,15 @@ pub fn load(brokers: &str, topic: &str, events: u64) -> anyhow::Result<()> {
         .set("batch.num.messages", "10000")
         .set("queue.buffering.max.messages", "500000")
         .set("partitioner", "murmur2_random")
+        .set("compression.type", compression)
         .create()?;
     let mut random = fastrand::Rng::with_seed(7);
+    let mut kept = Kept::default();
     for number in 0..events {
-        let (key, value) = order(number, &mut random);
+        let order = Order::random(number, &mut random);
+        kept.filtered += u64::from(order.customer >= 190);
+        kept.priced += u64::from(order.amount >= order::LEAST_CENTS);
+        let (key, value) = (order.key(), order.value(bytes)?);
         let mut record = BaseRecord::to(topic).key(&key).payload(&value);
         while let Err((error, back)) = producer.send(record) {
             match error {
@@ -80,18 +94,56 @@ pub fn load(brokers: &str, topic: &str, events: u64) -> anyhow::Result<()> {
     producer.flush(FLUSH)?;
     let span = span(brokers, topic)?;
     ensure!(span.events >= 0 && span.events as u64 == events, "{} of {events} events are in {topic}", span.events);
-    Ok(())
+    Ok(kept)
 }
 
-/// Key and value of an order; the value has about 250 bytes.
-fn order(number: u64, random: &mut fastrand::Rng) -> (String, String) {
-    let key = format!("c-{:04}", random.u32(0..1000));
-    let amount = if number.is_multiple_of(10) { random.u32(0..1000) } else { random.u32(0..10_000) };
-    let (first, second, time) = (number % 97, number % 13, 1_763_900_000_000 + number);
-    let value = format!(
-        r#"{{"order_id":"o-{number:09}","customer_id":"{key}","amount_cents":{amount},"currency":"EUR","status":"created","items":[{{"sku":"sku-{first}","qty":2}},{{"sku":"sku-{second}","qty":1}}],"ts":{time},"note":"leave the parcel at the door, please, and ring twice"}}"#
-    );
-    (key, value)
+/// What differs from order to order.
+struct Order {
+    number: u64,
+    customer: u32,
+    amount: i64,
+}
+
+impl Order {
+    fn random(number: u64, random: &mut fastrand::Rng) -> Self {
+        let customer = random.u32(0..1000);
+        let amount = if number.is_multiple_of(10) { random.i64(0..1000) } else { random.i64(0..10_000) };
+        Self { number, customer, amount }
+    }
+
+    fn key(&self) -> String {
+        format!("c-{:04}", self.customer)
+    }
+
+    /// An order of `bytes` bytes: a time, as many items as fit, and a note that fills the rest; the smallest have none
+    /// of these.
+    fn value(&self, bytes: usize) -> anyhow::Result<String> {
+        let Self { number, customer, amount } = self;
+        // Room for the note's name and a few words.
+        const NOTE: usize = 60;
+        const WORDS: &str = "leave the parcel at the door, please, and ring twice; ";
+        let mut value = format!(
+            r#"{{"order_id":"o-{number:08}","customer_id":"c-{customer:04}","amount_cents":{amount:>4},"currency":"EUR","status":"new""#
+        );
+        let item = |at: u64| format!(r#"{{"sku":"sku-{:02}","qty":{}}},"#, (number + at) % 97, 1 + at % 4);
+        let (list, time) = (r#","items":[]"#.len(), format!(r#","ts":{}"#, 1_763_900_000_000 + number));
+        let room = bytes.checked_sub(value.len() + 1).context("an order has 100 bytes at least")?;
+        if let Some(room) = room.checked_sub(list + time.len() + NOTE) {
+            let items: String = (0..u64::try_from(room / item(0).len())?).map(item).collect();
+            value += &format!(r#","items":[{}]{time}"#, items.trim_end_matches(','));
+        }
+        let begin = r#","note":""#;
+        if bytes > value.len() + 1 {
+            let text = bytes.checked_sub(value.len() + begin.len() + 2);
+            let text = text.context("an order of 101 to 109 bytes cannot be made")?;
+            value += begin;
+            value.extend(WORDS.chars().cycle().take(text));
+            value.push('"');
+        }
+        value.push('}');
+        ensure!(value.len() == bytes, "an order of {} instead of {bytes} bytes", value.len());
+        Ok(value)
+    }
 }
 
 /// Reads back what is in a topic.
@@ -100,6 +152,7 @@ pub fn span(brokers: &str, topic: &str) -> anyhow::Result<Span> {
         .set("bootstrap.servers", brokers)
         .set("group.id", "copy-loop-span")
         .set("enable.auto.commit", "false")
+        .set("fetch.wait.max.ms", "10")
         .create()?;
     let metadata = consumer.fetch_metadata(Some(topic), ANSWER)?;
     let partitions = metadata.topics().first().map_or(0, |topic| topic.partitions().len());
