@@ -122,7 +122,11 @@ impl Tokens {
     }
 }
 
-fn text_of(path: &Path) -> Result<String, String> {
+/// What a token's file holds.
+///
+/// # Errors
+/// When it cannot be read, or is too large for a token.
+pub(super) fn text_of(path: &Path) -> Result<String, String> {
     use std::io::Read as _;
     let mut text = String::new();
     let read = std::fs::File::open(path).and_then(|file| file.take(TOKEN_MAX + 1).read_to_string(&mut text));
@@ -133,13 +137,22 @@ fn text_of(path: &Path) -> Result<String, String> {
     }
 }
 
-/// A token with what its claims say, when it is a JSON Web Token (RFC 7519). `what` names it in errors; the token itself
-/// is in none.
-fn token_of(text: &str, what: &str, now_ms: i64, life: Duration) -> Result<Token, String> {
-    // librdkafka would show a token with other characters in its error.
+/// Looks whether a token, which errors name as `what`, has only characters that a token has. RFC 6750 allows fewer; what
+/// is refused here would end a message early, and librdkafka would show it in its error.
+///
+/// # Errors
+/// When it has others, or none.
+pub(super) fn check(text: &str, what: &str) -> Result<(), String> {
     if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
         return Err(format!("{what} is empty or has characters that no token has"));
     }
+    Ok(())
+}
+
+/// A token with what its claims say, when it is a JSON Web Token (RFC 7519). `what` names it in errors; the token itself
+/// is in none.
+fn token_of(text: &str, what: &str, now_ms: i64, life: Duration) -> Result<Token, String> {
+    check(text, what)?;
     let claims = claims(text);
     let claim = |name: &str| claims.as_ref().and_then(|claims| claims.get(name));
     let principal = claim("sub").and_then(|subject| subject.as_str());

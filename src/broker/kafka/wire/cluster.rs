@@ -19,6 +19,9 @@ const REASONS_MAX: usize = 4;
 /// The port of an address without one.
 const PORT_DEFAULT: u16 = 9092;
 
+/// How long something may fail before it is told: leaders move all the time.
+pub(super) const PATIENCE: Duration = Duration::from_secs(5);
+
 /// Where a broker listens.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Address {
@@ -221,6 +224,41 @@ impl Backoff {
     /// An attempt has succeeded.
     pub(super) fn reset(&mut self) {
         self.failures = 0;
+    }
+}
+
+/// When to ask something again.
+#[derive(Debug)]
+pub(super) struct Question {
+    pub(super) wanted: bool,
+    pub(super) not_before: Instant,
+    pub(super) backoff: Backoff,
+    answered: Instant,
+}
+
+impl Question {
+    /// It was not asked yet; failures wait between these bounds.
+    pub(super) fn new(bounds: (Duration, Duration)) -> Self {
+        let now = Instant::now();
+        Self { wanted: false, not_before: now, backoff: Backoff::new(bounds), answered: now }
+    }
+
+    /// Whether it is due: somebody wants the answer, or the last one is older than `age_max`.
+    pub(super) fn is_due(&self, now: Instant, age_max: Duration) -> bool {
+        (self.wanted || now.duration_since(self.answered) >= age_max) && now >= self.not_before
+    }
+
+    /// It was answered. It is not asked again at once: what has changed may change again.
+    pub(super) fn answered(&mut self) {
+        self.answered = Instant::now();
+        self.not_before = self.answered + self.backoff.bounds.0;
+        self.backoff.reset();
+    }
+
+    /// It was not answered.
+    pub(super) fn failed(&mut self) {
+        self.wanted = true;
+        self.not_before = self.backoff.next();
     }
 }
 

@@ -24,7 +24,7 @@ use rdkafka::message::BorrowedMessage;
 use self::answers::stuck_error;
 use self::partition::{Partition, Turn};
 use self::request::Asked;
-use super::cluster::{Backoff, Control, View};
+use super::cluster::{Backoff, Control, Leader, PATIENCE, Question, View};
 use super::connection::{Connection, Options};
 use super::error::WireError;
 use super::response::{FetchResponse, ListOffsetsResponse, MetadataResponse};
@@ -41,8 +41,6 @@ use crate::spec::{ColumnarSettings, KafkaConnection};
 const PARTITION_PAUSE: Duration = Duration::from_millis(100);
 /// How long the broker may hold a fetch while other partitions of it have no room: they may have some soon.
 const HASTY_WAIT: Duration = Duration::from_millis(5);
-/// How long something may fail before it is told: leaders move all the time.
-const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Something that has ended.
 enum Done {
@@ -65,14 +63,6 @@ struct Node {
     failing_since: Option<Instant>,
 }
 
-/// When to ask for leaders.
-struct Refresh {
-    wanted: bool,
-    not_before: Instant,
-    backoff: Backoff,
-    known_since: Instant,
-}
-
 /// See the module.
 pub(super) struct Fetcher {
     settings: ColumnarSettings,
@@ -90,7 +80,8 @@ pub(super) struct Fetcher {
     nodes: HashMap<i32, Node>,
     /// None while a question is on its way.
     control: Option<Control>,
-    refresh: Refresh,
+    /// Who leads the partitions.
+    refresh: Question,
     work: FuturesUnordered<Work>,
     /// What has ended and was not looked at.
     ended: VecDeque<Done>,
@@ -110,7 +101,6 @@ impl Fetcher {
     ) -> Self {
         let lines = Lines::new(options.client_id.clone());
         let options = Arc::new(options);
-        let (now, backoff) = (Instant::now(), Backoff::new(settings.reconnect_backoff));
         Self {
             settings: settings.clone(),
             control: Some(Control::new(connection, settings, options.clone())),
@@ -123,7 +113,7 @@ impl Fetcher {
             turns: 0,
             view: View::default(),
             nodes: HashMap::new(),
-            refresh: Refresh { wanted: false, not_before: now, backoff, known_since: now },
+            refresh: Question::new(settings.reconnect_backoff),
             work: FuturesUnordered::new(),
             ended: VecDeque::new(),
             missing: false,
@@ -205,29 +195,26 @@ impl Fetcher {
         {
             return Some(node);
         }
+        self.leader(partition)?.node
+    }
+
+    fn leader(&self, partition: &Partition) -> Option<Leader> {
         let name = &partition.assignment.partition;
-        self.view.leader(&name.topic, name.partition)?.node
+        self.view.leader(&name.topic, name.partition)
     }
 
     fn start_metadata(&mut self, now: Instant) {
-        let leaderless = || {
-            let leader = |partition: &Partition| {
-                let name = &partition.assignment.partition;
-                self.view.leader(&name.topic, name.partition).and_then(|leader| leader.node)
-            };
-            self.partitions.iter().filter(|partition| leader(partition).is_none()).count()
-        };
-        let aged = now.duration_since(self.refresh.known_since) >= self.settings.metadata_age_max;
         if self.partitions.is_empty() || now < self.refresh.not_before {
             return;
         }
-        let leaderless = leaderless();
+        let is_led = |partition: &Partition| self.leader(partition).is_some_and(|leader| leader.node.is_some());
+        let leaderless = self.partitions.iter().filter(|partition| !is_led(partition)).count();
         if leaderless == 0 {
             self.leaderless_since = None;
         } else if now.duration_since(*self.leaderless_since.get_or_insert(now)) >= PATIENCE {
             self.lines.warn("LEADERS", &format!("{leaderless} partitions have no leader; waiting for one"));
         }
-        if !(self.refresh.wanted || aged || leaderless > 0) {
+        if !(self.refresh.is_due(now, self.settings.metadata_age_max) || leaderless > 0) {
             return;
         }
         let Some(control) = self.control.take() else { return };
@@ -277,14 +264,10 @@ impl Fetcher {
         let mut ours: Vec<&Partition> = self.partitions.iter().filter(ready).collect();
         // The first may fill the answer: whose turn was longest ago comes first.
         ours.sort_by_key(|partition| partition.turn);
-        let with_leader = |partition: &&'_ Partition| {
-            let name = &partition.assignment.partition;
-            self.view.leader(&name.topic, name.partition)
-        };
         let unplaced: Vec<&Partition> = ours.iter().copied().filter(|partition| partition.position.is_none()).collect();
         let timeout = self.settings.socket_timeout;
         if !unplaced.is_empty() {
-            let pairs = unplaced.iter().filter_map(|partition| Some((*partition, with_leader(partition)?)));
+            let pairs = unplaced.iter().filter_map(|partition| Some((*partition, self.leader(partition)?)));
             let (request, slots) = request::oldest(pairs);
             self.mark(&slots);
             self.busy(id);
@@ -304,7 +287,7 @@ impl Fetcher {
         }
         let wait = if roomy.len() < ours.len() { HASTY_WAIT } else { self.settings.fetch_wait };
         let wait = wait.min(self.settings.fetch_wait);
-        let pairs = roomy.iter().filter_map(|partition| Some((*partition, with_leader(partition)?)));
+        let pairs = roomy.iter().filter_map(|partition| Some((*partition, self.leader(partition)?)));
         let (request, asked) = request::fetch(&self.settings, pairs, wait);
         let slots: Vec<Slot> = asked.iter().map(|asked| asked.slot).collect();
         self.mark(&slots);

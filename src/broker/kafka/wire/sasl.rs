@@ -6,8 +6,6 @@
 
 mod scram;
 
-use std::io::Read as _;
-use std::path::Path;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -17,11 +15,10 @@ use kafka_protocol::protocol::StrBytes;
 use super::connection::Connection;
 use super::error::{WireError, WireErrorKind, words};
 use super::response::{ErrorCode, SaslAuthenticateResponse};
+use crate::broker::kafka::token;
 use crate::spec::{SaslMechanism, SaslSpec, Secret, TokenSource};
 use scram::Scram;
 
-/// The largest token file that is read, in bytes.
-const TOKEN_MAX: u64 = 64 << 10;
 /// The set-up has a deadline of its own, which is earlier.
 const NO_LIMIT: Duration = Duration::from_secs(3600);
 
@@ -33,7 +30,7 @@ const NO_LIMIT: Duration = Duration::from_secs(3600);
 pub(super) async fn authenticate(connection: &mut Connection, spec: &SaslSpec) -> Result<Option<Duration>, WireError> {
     let peer = connection.peer().to_owned();
     let (name, who) = match spec {
-        SaslSpec::Password { mechanism, username, .. } => (mechanism_name(*mechanism), format!("user `{username}`")),
+        SaslSpec::Password { mechanism, username, .. } => (mechanism.name(), format!("user `{username}`")),
         SaslSpec::Token(_) => ("OAUTHBEARER", "the token".to_owned()),
     };
     handshake(connection, name).await?;
@@ -59,14 +56,6 @@ pub(super) async fn authenticate(connection: &mut Connection, spec: &SaslSpec) -
             })?;
             by_token(&mut steps, &token).await
         }
-    }
-}
-
-fn mechanism_name(mechanism: SaslMechanism) -> &'static str {
-    match mechanism {
-        SaslMechanism::Plain => "PLAIN",
-        SaslMechanism::ScramSha256 => "SCRAM-SHA-256",
-        SaslMechanism::ScramSha512 => "SCRAM-SHA-512",
     }
 }
 
@@ -144,27 +133,12 @@ impl Steps<'_> {
 /// The token, fresh from where it is kept, without white space around it. Files are small and local, so that they are
 /// read in place.
 fn token(source: &TokenSource) -> Result<Secret, String> {
-    let (token, of) = match source {
-        TokenSource::Value(token) => (token.0.trim().to_owned(), "the token".to_owned()),
-        TokenSource::File(path) => (token_file(path)?.trim().to_owned(), format!("the token in `{}`", path.display())),
+    let (text, what) = match source {
+        TokenSource::Value(token) => (token.0.clone(), "the token".to_owned()),
+        TokenSource::File(path) => (token::text_of(path)?, format!("the token in {}", path.display())),
     };
-    // RFC 6750 allows fewer; what is refused here would end the message early.
-    if token.is_empty() || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
-        return Err(format!("{of} is empty, or holds characters that no token has"));
-    }
-    Ok(Secret(token))
-}
-
-fn token_file(path: &Path) -> Result<String, String> {
-    let read = |path: &Path| {
-        let mut text = String::new();
-        std::fs::File::open(path)?.take(TOKEN_MAX + 1).read_to_string(&mut text)?;
-        if text.len() as u64 > TOKEN_MAX {
-            return Err(std::io::Error::other("it is too large for a token"));
-        }
-        std::io::Result::Ok(text)
-    };
-    read(path).map_err(|error| format!("cannot read the token in `{}`: {error}", path.display()))
+    token::check(text.trim(), &what)?;
+    Ok(Secret(text.trim().to_owned()))
 }
 
 /// OAUTHBEARER (RFC 7628): the broker takes the token, or says in JSON why not and waits for a last word.

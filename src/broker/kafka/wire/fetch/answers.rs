@@ -16,13 +16,9 @@ use crate::delivery::Slot;
 
 impl Fetcher {
     pub(super) fn learn(&mut self, told: Result<MetadataResponse, WireError>) -> Result<(), BrokerError> {
-        let now = Instant::now();
         match told {
             Ok(told) => {
-                self.refresh.known_since = now;
-                self.refresh.backoff.reset();
-                // Leaders that are being elected are asked for again, but not at once.
-                self.refresh.not_before = now + self.settings.reconnect_backoff.0;
+                self.refresh.answered();
                 for (topic, partitions) in self.view.learn(told) {
                     match partitions {
                         Err(code) if code.is_denied() => return Err(self.refused(&topic, code)),
@@ -35,8 +31,7 @@ impl Fetcher {
             Err(error) if error.kind.may_pass() => {
                 // That the cluster is silent is noticed, and told, where the group is.
                 tracing::debug!(target: "fluxmill::kafka", "{}: {}", self.address, error.reason);
-                self.refresh.wanted = true;
-                self.refresh.not_before = self.refresh.backoff.next();
+                self.refresh.failed();
                 Ok(())
             }
             Err(error) => Err(error.into_broker(format!("read from {}", self.address))),

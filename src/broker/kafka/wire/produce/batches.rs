@@ -23,6 +23,14 @@ pub(super) struct Share {
     pub(super) records: u32,
 }
 
+/// One record more of this publication, which comes last.
+fn count(shares: &mut Vec<Share>, publication: &Arc<Pending>) {
+    match shares.last_mut() {
+        Some(last) if Arc::ptr_eq(&last.publication, publication) => last.records += 1,
+        _ => shares.push(Share { publication: publication.clone(), records: 1 }),
+    }
+}
+
 /// A record batch that is complete, and whom to tell.
 #[derive(Debug)]
 pub(super) struct Sealed {
@@ -155,10 +163,7 @@ impl Sealed {
                 continue;
             }
             rows.push(row);
-            match shares.last_mut() {
-                Some(last) if Arc::ptr_eq(&last.publication, &share.publication) => last.records += 1,
-                _ => shares.push(Share { publication: share.publication.clone(), records: 1 }),
-            }
+            count(&mut shares, &share.publication);
         }
         let records = u32::try_from(rows.len()).unwrap_or(u32::MAX);
         if records == 0 {
@@ -177,6 +182,11 @@ impl Sealed {
 }
 
 impl Partition {
+    /// Whether nothing waits and nothing is on its way.
+    fn is_empty(&self) -> bool {
+        self.open.is_none() && self.queue.is_empty()
+    }
+
     /// When the first record of the open batch came, and the batch's size so far.
     pub(super) fn open(&self) -> Option<(Instant, usize)> {
         self.open.as_ref().map(|open| (open.since, open.encoder.bytes()))
@@ -232,7 +242,7 @@ impl Batches {
 
     /// Whether nothing is on its way.
     pub(super) fn is_empty(&self) -> bool {
-        self.partitions.iter().all(|partition| partition.open.is_none() && partition.queue.is_empty())
+        self.partitions.iter().all(Partition::is_empty)
     }
 
     /// Appends a publication's events to the open batches of their partitions, in order. Full batches are sealed.
@@ -250,10 +260,7 @@ impl Batches {
             // It was appended, so the batch is open.
             let Some(open) = &mut self.partitions[at].open else { continue };
             open.rows.push(row);
-            match open.shares.last_mut() {
-                Some(last) if Arc::ptr_eq(&last.publication, pending) => last.records += 1,
-                _ => open.shares.push(Share { publication: pending.clone(), records: 1 }),
-            }
+            count(&mut open.shares, pending);
         }
         grown
     }
@@ -284,8 +291,7 @@ impl Batches {
     /// Whether events wait in a partition, which has no leader: those without a key go elsewhere from now on.
     pub(super) fn waits_in(&mut self, at: usize) -> bool {
         self.partitioner.sealed(at);
-        let partition = &self.partitions[at];
-        partition.open.is_some() || !partition.queue.is_empty()
+        !self.partitions[at].is_empty()
     }
 
     /// Seals a partition's open batch.

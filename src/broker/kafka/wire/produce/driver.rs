@@ -20,9 +20,8 @@ use futures_util::stream::FuturesUnordered;
 use tokio_util::sync::CancellationToken;
 
 use self::lines::{Broker, Node};
-use self::questions::Question;
 use self::transact::Coordination;
-use super::super::cluster::{Backoff, Control, View};
+use super::super::cluster::{Control, PATIENCE, Question, View};
 use super::super::connection::{Connection, Options, Requests, Responses, Sent};
 use super::super::error::WireError;
 use super::super::record_batch::Producer;
@@ -44,8 +43,6 @@ const EAGER_BYTES: usize = 256 << 10;
 const REQUEST_BYTES_MAX: usize = 8 << 20;
 /// How often time is looked at when nothing else happens.
 const TICK: Duration = Duration::from_millis(500);
-/// How long something may fail before it is told: leaders move all the time.
-const PATIENCE: Duration = Duration::from_secs(5);
 /// How long a topic may be missing. A broker that has just started may not know its topics yet.
 const MISSING_MAX: Duration = Duration::from_secs(10);
 /// How long a partition waits before a batch that was not taken is sent again.
@@ -132,13 +129,7 @@ impl Driver {
         client_id: &str,
     ) -> Self {
         let options = Arc::new(options);
-        let now = Instant::now();
-        let question = || Question {
-            wanted: false,
-            not_before: now,
-            backoff: Backoff::new(shared.settings.reconnect_backoff),
-            answered: now,
-        };
+        let question = || Question::new(shared.settings.reconnect_backoff);
         let coordination = shared.transaction.as_ref().map(|transaction| {
             let spec = transaction.spec.clone();
             Coordination::new(Coordinators::new(connection, &shared.settings, options.clone(), spec))

@@ -96,12 +96,11 @@ impl Driver {
                 Ok(0)
             }
             code if code.is_retriable() => {
-                if !code.is_stale_metadata() {
-                    let topic = &batch.topic.name;
-                    self.lines.warn("PRODUCE", &format!("{topic}/{}: {code}; sent again", batch.partition));
-                }
+                let topic = &batch.topic.name;
                 if code.is_stale_metadata() {
-                    self.view.forget(&batch.topic.name, batch.partition, node);
+                    self.view.forget(topic, batch.partition, node);
+                } else {
+                    self.lines.warn("PRODUCE", &format!("{topic}/{}: {code}; sent again", batch.partition));
                 }
                 self.metadata.wanted = true;
                 self.not_taken(batch, Verdict::Again);

@@ -8,9 +8,9 @@ use kafka_protocol::messages::{ApiKey, ProduceRequest};
 use kafka_protocol::protocol::HeaderVersion;
 use tokio_util::sync::CancellationToken;
 
-use super::{Batch, Done, Driver, EAGER_BYTES, PATIENCE, REQUEST_BYTES_MAX, REQUESTS_MAX};
+use super::{Batch, Done, Driver, EAGER_BYTES, REQUEST_BYTES_MAX, REQUESTS_MAX};
 use crate::broker::BrokerError;
-use crate::broker::kafka::wire::cluster::Backoff;
+use crate::broker::kafka::wire::cluster::{Backoff, PATIENCE};
 use crate::broker::kafka::wire::connection::{Connection, Requests, Responses};
 use crate::broker::kafka::wire::error::{WireError, WireErrorKind};
 use crate::broker::kafka::wire::produce::frame::{self, TopicBatches};

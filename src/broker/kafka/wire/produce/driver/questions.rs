@@ -6,28 +6,12 @@ use std::time::Instant;
 use kafka_protocol::messages::{InitProducerIdRequest, ProducerId};
 
 use super::{Done, Driver};
-use crate::broker::kafka::wire::cluster::Backoff;
 use crate::broker::kafka::wire::error::WireError;
 use crate::broker::kafka::wire::produce::batches::Batches;
 use crate::broker::kafka::wire::produce::{State, Topic};
 use crate::broker::kafka::wire::record_batch::Producer;
 use crate::broker::kafka::wire::response::{ErrorCode, InitProducerIdResponse, MetadataResponse};
 use crate::broker::{BrokerError, BrokerErrorKind};
-
-/// When to ask again.
-pub(super) struct Question {
-    pub(super) wanted: bool,
-    pub(super) not_before: Instant,
-    pub(super) backoff: Backoff,
-    pub(super) answered: Instant,
-}
-
-impl Question {
-    pub(super) fn failed(&mut self) {
-        self.wanted = true;
-        self.not_before = self.backoff.next();
-    }
-}
 
 impl Driver {
     /// Asks for leaders and for a producer id, where that is due.
@@ -45,8 +29,7 @@ impl Driver {
                 self.shared.fail(topic, &BrokerError { kind: BrokerErrorKind::UnknownTopic, action, reason });
             }
         }
-        let aged = now.duration_since(self.metadata.answered) >= self.settings().metadata_age_max;
-        if (self.metadata.wanted || aged) && now >= self.metadata.not_before && !topics.is_empty() {
+        if self.metadata.is_due(now, self.settings().metadata_age_max) && !topics.is_empty() {
             let Some(control) = self.control.take() else { return };
             self.metadata.wanted = false;
             let names = topics.iter().map(|topic| topic.name.clone()).collect();
@@ -79,9 +62,7 @@ impl Driver {
             }
             Err(error) => return Err(error.into_broker(format!("publish to {}", self.shared.address))),
         };
-        self.metadata.answered = now;
-        self.metadata.not_before = now + self.settings().reconnect_backoff.0;
-        self.metadata.backoff.reset();
+        self.metadata.answered();
         let topics = self.shared.topics();
         for (name, partitions) in self.view.learn(told) {
             let Some(topic) = topics.iter().find(|topic| topic.name == name) else { continue };
