@@ -17,6 +17,8 @@ mod column;
 mod emit;
 mod error;
 pub mod handler;
+#[cfg(all(feature = "heap", target_arch = "wasm32", not(target_feature = "atomics")))]
+mod heap;
 pub mod log;
 mod settings;
 pub mod testing;
