@@ -48,6 +48,7 @@ impl HeaderColumn {
     ///
     /// # Panics
     /// When `row` is out of range.
+    #[inline]
     pub fn row(&self, row: usize) -> Headers<'_> {
         let range = match &self.rows {
             Some(rows) => rows[row] as usize..rows[row + 1] as usize,
@@ -67,6 +68,7 @@ pub struct Headers<'a> {
 impl<'a> Iterator for Headers<'a> {
     type Item = (&'a [u8], Option<&'a [u8]>);
 
+    #[inline]
     fn next(&mut self) -> Option<Self::Item> {
         let entry = self.range.next()?;
         Some((self.column.names.value(entry), nullable(&self.column.values, entry)))

@@ -206,6 +206,7 @@ impl Writer<'_> {
     ///
     /// # Errors
     /// [`Full`] when the lane has as many rows waiting as it may; append it again after the bell was rung.
+    #[inline(always)]
     pub fn append<'a>(
         &mut self,
         origin: Origin,

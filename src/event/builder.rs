@@ -71,6 +71,7 @@ pub struct HeaderBuilder {
 
 impl HeaderBuilder {
     /// Appends one row's headers; returns their size in bytes, what they take in the columns included.
+    #[inline]
     pub fn append<'a>(&mut self, headers: impl Iterator<Item = (&'a [u8], Option<&'a [u8]>)>) -> usize {
         let mut bytes = 0;
         let mut any = false;
@@ -148,6 +149,7 @@ impl BatchBuilder {
     ///
     /// # Panics
     /// When the keys or values of one batch pass 2 GiB; callers bound a batch by bytes long before.
+    #[inline]
     pub fn append<'a>(
         &mut self,
         origin: Origin,

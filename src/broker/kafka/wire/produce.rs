@@ -12,6 +12,7 @@ mod frame;
 mod partitioner;
 mod pending;
 mod queue;
+mod spares;
 mod transaction;
 
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};

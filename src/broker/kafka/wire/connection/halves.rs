@@ -1,5 +1,6 @@
 //! The halves of a connection: frames out, frames in.
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::sync::Arc;
 
@@ -15,9 +16,11 @@ use crate::broker::kafka::wire::versions::Versions;
 
 /// What is read at once where no large response is under way: small responses cost one read together.
 const READ: usize = 16 << 10;
-/// The largest buffer that is kept for the next response.
-const SPARE_MAX: usize = 16 << 20;
-/// Buffers of large responses have a multiple of this size, so that the next response finds room in the last one's.
+/// The largest buffer that is kept for a response to come.
+const SPARE_MAX: usize = 8 << 20;
+/// So many are kept: the last response is as a rule still read when the next comes.
+const SPARES: usize = 2;
+/// Buffers of large responses have a multiple of this size, so that the next response finds room in an old one's.
 const SPARE_STEP: usize = 256 << 10;
 
 /// A request that is under way.
@@ -160,8 +163,8 @@ pub(crate) struct Responses {
     buffer: BytesMut,
     /// A response too large for `buffer` that is under way.
     partial: Option<Partial>,
-    /// The buffer of the last large response, used again once nobody holds that any more.
-    spare: BytesMut,
+    /// The buffers of the last large responses, each used again once nobody holds its response any more.
+    spares: VecDeque<BytesMut>,
 }
 
 impl fmt::Debug for Responses {
@@ -172,7 +175,7 @@ impl fmt::Debug for Responses {
 
 impl Responses {
     pub(super) fn new(read: ReadHalf, peer: Arc<str>, max: usize) -> Self {
-        Self { read, peer, max, buffer: BytesMut::new(), partial: None, spare: BytesMut::new() }
+        Self { read, peer, max, buffer: BytesMut::new(), partial: None, spares: VecDeque::new() }
     }
 
     pub(super) fn set_max(&mut self, max: usize) {
@@ -236,10 +239,10 @@ impl Responses {
     /// Moves what is there of a large response to a buffer of its size.
     fn begin_partial(&mut self, length: usize) {
         self.buffer.advance(4);
-        let mut body = std::mem::take(&mut self.spare);
-        if !body.try_reclaim(length) {
-            body = BytesMut::with_capacity(length.next_multiple_of(SPARE_STEP));
-        }
+        let free = self.spares.iter_mut().position(|spare| spare.try_reclaim(length));
+        let mut body = free
+            .and_then(|at| self.spares.remove(at))
+            .unwrap_or_else(|| BytesMut::with_capacity(length.next_multiple_of(SPARE_STEP)));
         body.extend_from_slice(&self.buffer);
         self.buffer.clear();
         self.partial = Some(Partial { body, length });
@@ -249,7 +252,10 @@ impl Responses {
         let Some(Partial { mut body, length }) = self.partial.take() else { return Bytes::new() };
         let whole = body.split().freeze();
         if length <= SPARE_MAX {
-            self.spare = body;
+            if self.spares.len() == SPARES {
+                self.spares.pop_front();
+            }
+            self.spares.push_back(body);
         }
         whole
     }

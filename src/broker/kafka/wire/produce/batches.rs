@@ -8,13 +8,16 @@ use bytes::{Bytes, BytesMut};
 use super::super::record_batch::{self, Encoder, Producer};
 use super::partitioner::Partitioner;
 use super::pending::Pending;
-use super::queue::Queue;
+use super::queue::{Id, Queue};
+use super::spares::Spares;
 use crate::broker::{BrokerError, BrokerErrorKind};
 use crate::event::{EventRef, Publication};
 use crate::spec::{ColumnarSettings, Compression};
 
 /// Bytes that a new open batch has room for, before it grows.
 const CAPACITY_MIN: usize = 1 << 10;
+/// The part of its room that a batch does not get if the one before did not need it.
+const CAPACITY_FORGOTTEN: usize = 16;
 
 /// A run of records of one publication.
 #[derive(Clone, Debug)]
@@ -53,10 +56,9 @@ struct Open {
 }
 
 impl Open {
-    /// An empty one, with room for `capacity` bytes.
-    fn new(capacity: usize, since: Instant) -> Self {
-        let encoder = Encoder::new(capacity.max(CAPACITY_MIN));
-        Self { encoder, rows: Vec::new(), shares: Vec::new(), since }
+    /// An empty one in this memory.
+    fn new(memory: Vec<u8>, since: Instant) -> Self {
+        Self { encoder: Encoder::reusing(memory), rows: Vec::new(), shares: Vec::new(), since }
     }
 }
 
@@ -67,7 +69,8 @@ pub(super) struct Partition {
     /// Nothing is sent before: the broker did not take a batch.
     pub(super) not_before: Option<Instant>,
     open: Option<Open>,
-    /// How large the last batch became: the next is likely to be like it.
+    /// How large the last batches became at most: the next has room for as much, for growing step by step would copy
+    /// it several times. What it was long ago is forgotten.
     capacity: usize,
 }
 
@@ -77,6 +80,7 @@ pub(super) struct Batches {
     topic: Arc<str>,
     pub(super) partitions: Vec<Partition>,
     partitioner: Partitioner,
+    spares: Spares,
     batch_bytes: usize,
     message_bytes_max: usize,
     compression: record_batch::Compression,
@@ -193,12 +197,13 @@ impl Partition {
     }
 
     /// Seals the open batch.
-    pub(super) fn seal(&mut self, compression: record_batch::Compression) {
-        let Some(Open { encoder, rows, shares, .. }) = self.open.take() else { return };
+    fn seal(&mut self, compression: record_batch::Compression, spares: &mut Spares) {
+        let Some(Open { mut encoder, rows, shares, .. }) = self.open.take() else { return };
         let charged = encoder.bytes();
-        self.capacity = charged;
+        self.capacity = charged.max(self.capacity - self.capacity / CAPACITY_FORGOTTEN);
         let records = encoder.len();
         let bytes = encoder.finish(compression).expect("compressing into memory does not fail");
+        spares.keep(encoder.into_memory());
         self.queue.push(Sealed { bytes: bytes.into(), stamped: None, rows, shares, charged }, records);
     }
 
@@ -220,6 +225,7 @@ impl Batches {
             topic,
             partitions: Vec::new(),
             partitioner: Partitioner::default(),
+            spares: Spares::default(),
             batch_bytes: settings.batch_bytes,
             message_bytes_max: settings.message_bytes_max,
             compression: codec(settings.compression),
@@ -267,6 +273,7 @@ impl Batches {
 
     /// Appends an event to a partition's open batch; a batch that it would make too large is sealed before. Returns the
     /// bytes by which what waits has grown, or nothing when the event is larger than the client sends.
+    #[inline(always)]
     fn append_to(&mut self, at: usize, event: &EventRef<'_>, now: Instant) -> Option<usize> {
         let most = self.message_bytes_max;
         let append = |open: &mut Open, room: usize| {
@@ -281,11 +288,20 @@ impl Batches {
             }
         }
         let partition = &mut self.partitions[at];
-        let mut open = Open::new(partition.capacity, now);
+        let mut open = Open::new(self.spares.take(partition.capacity.max(CAPACITY_MIN)), now);
         // One event is the least that a batch holds.
         let size = append(&mut open, most).ok()?;
         partition.open = Some(open);
         Some(size + record_batch::HEADER_BYTES)
+    }
+
+    /// A batch has arrived. Returns it; what is left to do is to tell.
+    pub(super) fn acknowledge(&mut self, at: usize, id: Id) -> Option<Sealed> {
+        let mut sealed = self.partitions[at].queue.acknowledge(id)?;
+        if self.compression == record_batch::Compression::None {
+            self.spares.keep_sent(std::mem::take(&mut sealed.bytes));
+        }
+        Some(sealed)
     }
 
     /// Whether events wait in a partition, which has no leader: those without a key go elsewhere from now on.
@@ -296,7 +312,7 @@ impl Batches {
 
     /// Seals a partition's open batch.
     pub(super) fn seal(&mut self, at: usize) {
-        self.partitions[at].seal(self.compression);
+        self.partitions[at].seal(self.compression, &mut self.spares);
         self.partitioner.sealed(at);
     }
 }

@@ -110,15 +110,15 @@ pub(super) fn inflate(stored: &[u8], compression: Compression, limit: usize) -> 
 ///
 /// # Errors
 /// When the codec fails, which it does for want of memory only.
-pub(super) fn compress(batch: Vec<u8>, compression: Compression) -> Result<Vec<u8>, BatchError> {
-    if compression == Compression::None {
-        return Ok(batch);
-    }
+pub(super) fn compress(batch: &[u8], compression: Compression) -> Result<Vec<u8>, BatchError> {
     let records = batch.get(HEADER_BYTES..).unwrap_or_default();
     let mut output = Vec::with_capacity(HEADER_BYTES + records.len() / 2);
     output.resize(HEADER_BYTES, 0);
     let written = match compression {
-        Compression::None => Ok(output),
+        Compression::None => {
+            output.extend_from_slice(records);
+            Ok(output)
+        }
         Compression::Gzip => write_gzip(records, output),
         Compression::Snappy => snappy::compress(records, output).map_err(|error| error.to_string()),
         Compression::Lz4 => write_lz4(records, output),

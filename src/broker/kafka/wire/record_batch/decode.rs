@@ -87,7 +87,9 @@ impl OpenBatch {
     /// # Errors
     /// When the record contradicts its bytes, and when bytes follow the last one. Asked again, the answer is the
     /// same.
-    #[inline]
+    // Inlined, so that a record stays in registers: in memory, what is written in parts and then read as a whole
+    // waits until all earlier writes have reached the cache.
+    #[inline(always)]
     pub(crate) fn next(&mut self) -> Result<Option<Record<'_>>, BatchError> {
         let rest = self.records.get(self.next.at..).unwrap_or_default();
         if self.next.read >= self.header.count {

@@ -22,7 +22,11 @@ pub(super) fn read_i32(input: &mut &[u8]) -> Option<i32> {
             u32::from(a & !MORE) | u32::from(b) << 7
         }
         // More than 32 bits do not come out of this: it was asked for 5 bytes, the last with 4 bits.
-        _ => u32::try_from(read_long(input, 5, 0x0f)?).ok()?,
+        _ => {
+            let (bits, rest) = read_long(input, 5, 0x0f)?;
+            *input = rest;
+            u32::try_from(bits).ok()?
+        }
     };
     Some((bits >> 1).cast_signed() ^ -(bits & 1).cast_signed())
 }
@@ -40,21 +44,26 @@ pub(super) fn read_i64(input: &mut &[u8]) -> Option<i64> {
             *input = rest;
             u64::from(a & !MORE) | u64::from(b) << 7
         }
-        _ => read_long(input, MAX_BYTES, 0x01)?,
+        _ => {
+            let (bits, rest) = read_long(input, MAX_BYTES, 0x01)?;
+            *input = rest;
+            bits
+        }
     };
     Some((bits >> 1).cast_signed() ^ -(bits & 1).cast_signed())
 }
 
-/// A varint of at most `bytes` bytes, of which the last possible one is at most `last`.
+/// A varint of at most `bytes` bytes, of which the last possible one is at most `last`, and what follows it. Given back
+/// rather than moved in place: a slice whose address is passed on cannot stay in registers.
 #[inline(never)]
-fn read_long(input: &mut &[u8], bytes: usize, last: u8) -> Option<u64> {
+fn read_long(input: &[u8], bytes: usize, last: u8) -> Option<(u64, &[u8])> {
     let mut bits = 0;
     for place in 0..bytes {
         let byte = *input.get(place)?;
         bits |= u64::from(byte & !MORE) << (7 * place);
         if byte < MORE {
-            *input = input.get(place + 1..)?;
-            return (place + 1 < bytes || byte <= last).then_some(bits);
+            let rest = input.get(place + 1..)?;
+            return (place + 1 < bytes || byte <= last).then_some((bits, rest));
         }
     }
     None

@@ -69,7 +69,7 @@ impl Driver {
         match code {
             ErrorCode::NONE | ErrorCode::DUPLICATE_SEQUENCE_NUMBER => {
                 let sealed = match &mut *batch.topic.lock() {
-                    State::Known(batches) => batches.partitions[batch.partition as usize].queue.acknowledge(batch.id),
+                    State::Known(batches) => batches.acknowledge(batch.partition as usize, batch.id),
                     _ => None,
                 };
                 // Told without the lock: who waits may publish at once.
