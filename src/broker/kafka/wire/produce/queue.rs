@@ -6,7 +6,8 @@
 //! double a batch, and a later batch cannot overtake one that is missing. Four rules make that hold even where the
 //! broker knows nothing of this producer yet, and would take any number:
 //!
-//! - nothing is sent behind the first batch of an epoch until the broker has it;
+//! - nothing is sent behind the first batch of an epoch until the broker has it, nor behind the first after nothing was
+//!   on its way: who was idle for long is forgotten (`producer.id.expiration.ms`, KIP-98, KIP-854);
 //! - while batches are in flight to one node, none goes to another;
 //! - a batch that is sent again is sent only when it is the first, and nothing is sent behind it until it has ended;
 //! - when numbers are missing for good, since a batch was refused after later ones had got theirs, everything starts
@@ -76,7 +77,7 @@ pub(super) struct Queue<B> {
     entries: VecDeque<Entry<B>>,
     next_id: u64,
     next_sequence: i32,
-    /// The broker has a batch of this epoch.
+    /// The broker has a batch of this epoch, and more have waited for it ever since.
     proven: bool,
     /// Nothing new may be sent before a new epoch.
     broken: bool,
@@ -146,8 +147,9 @@ impl<B> Queue<B> {
     /// The broker has the batch; gives it back, unless it has ended before.
     pub(super) fn acknowledge(&mut self, id: Id) -> Option<B> {
         let at = self.find(id)?;
-        self.proven = true;
-        self.entries.remove(at).map(|entry| entry.payload)
+        let entry = self.entries.remove(at);
+        self.proven = !self.entries.is_empty();
+        entry.map(|entry| entry.payload)
     }
 
     /// The broker does not have the batch, or may not; true when a new epoch is needed.

@@ -253,13 +253,28 @@ fn no_more_are_in_flight_than_a_broker_recognises() {
 }
 
 #[test]
+fn who_was_idle_is_not_known_any_more() {
+    let mut queue = Queue::default();
+    let send = |queue: &mut Queue<()>| queue.next(1, false).map(|next| next.id);
+    queue.push((), 1);
+    let alone = send(&mut queue).unwrap();
+    queue.acknowledge(alone);
+    queue.push((), 1);
+    queue.push((), 1);
+    let first = send(&mut queue).unwrap();
+    assert_eq!(send(&mut queue), None);
+    queue.acknowledge(first);
+    assert!(send(&mut queue).is_some());
+}
+
+#[test]
 fn nothing_follows_to_another_node() {
     let mut queue = Queue::default();
-    queue.push('0', 1);
+    for payload in ['0', 'a', 'b'] {
+        queue.push(payload, 1);
+    }
     let first = queue.next(1, false).unwrap().id;
     queue.acknowledge(first);
-    queue.push('a', 1);
-    queue.push('b', 1);
     let first = queue.next(1, false).unwrap().id;
     assert!(queue.next(2, false).is_none(), "the first may yet arrive at the old leader");
     queue.answer(first, Verdict::Again);
