@@ -34,6 +34,7 @@ fn main() -> ExitCode {
     suite.kafka("a_frozen_process_loses_nothing", a_frozen_process_loses_nothing);
     suite.kafka("a_killed_broker_loses_nothing", a_killed_broker_loses_nothing);
     suite.kafka("sigterm_ends_a_run_whose_broker_is_gone", sigterm_ends_a_run_whose_broker_is_gone);
+    suite.kafka("sigterm_ends_a_run_whose_broker_hangs", sigterm_ends_a_run_whose_broker_hangs);
     suite.run()
 }
 
@@ -263,6 +264,25 @@ fn a_killed_broker_loses_nothing(case: &Case) -> anyhow::Result<()> {
 }
 
 /// What cannot be published or confirmed any more is not waited for without end, and is there after the next start.
+/// A commit that is never answered must not hold the end up: librdkafka waits for it before it leaves the group.
+fn sigterm_ends_a_run_whose_broker_hangs(case: &Case) -> anyhow::Result<()> {
+    let mut kafka = case.own_kafka()?;
+    let setup = Setup::new(case, kafka.brokers(), 4, Some("identity"))?;
+    let file = case.write("chain.yaml", &setup.chain.yaml())?;
+    let load = setup.feed()?;
+    let mut run = setup.run(case, &file, &["WARN", "ERROR"])?;
+    setup.wait_for_more()?;
+    kafka.signal(Signal::Stop)?;
+    run.process().signal(Signal::Term)?;
+    let ended = run.finish(LIMIT);
+    kafka.signal(Signal::Continue)?;
+    let ended = ended?;
+    ensure!(matches!(ended.code, Some(0 | 1)), "exit code {:?}, signal {:?}", ended.code, ended.signal);
+    let events = load.finish()?;
+    setup.catch_up(case, &file, &OUTAGE)?;
+    setup.ensure_nothing_lost(case, events)
+}
+
 fn sigterm_ends_a_run_whose_broker_is_gone(case: &Case) -> anyhow::Result<()> {
     let mut kafka = case.own_kafka()?;
     let setup = Setup::new(case, kafka.brokers(), 4, Some("identity"))?;

@@ -18,6 +18,7 @@ mod group;
 mod health;
 mod librdkafka;
 mod log;
+mod member;
 pub mod mock;
 mod start;
 mod token;

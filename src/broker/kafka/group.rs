@@ -18,6 +18,7 @@ use super::commit::{Commits, Committed};
 use super::error;
 use super::ffi;
 use super::health::Health;
+use super::member::Member;
 use super::start;
 use crate::broker::{BrokerError, SourceContext};
 use crate::delivery::{Slot, TopicPartition, Tracker};
@@ -117,7 +118,7 @@ struct Revoking {
 pub(super) struct Group {
     // First, so that it is dropped before the consumer, whose drop waits for its own leave.
     _attached: Attached,
-    consumer: Arc<Consumer>,
+    consumer: Member,
     tracker: Arc<Tracker>,
     bell: Arc<Bell>,
     start: StartOffset,
@@ -161,7 +162,7 @@ impl Group {
         let most = super::max_poll_interval(&config) * 3 / 4;
         let group = Self {
             _attached: consumer.context().attach(),
-            consumer: Arc::new(consumer),
+            consumer: Member::new(consumer, &address),
             tracker: context.tracker.clone(),
             bell: context.bell.clone(),
             start: spec.start,
