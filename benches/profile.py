@@ -25,20 +25,26 @@ import rig
 FREQUENCY = 999
 STACK_BYTES = 16384
 
-# Group, thread, function: the first that fits. Threads are named by librdkafka (`rdk:...`) and by Fluxmill.
+# Group, thread, function: the first that fits. Threads are named by librdkafka (`rdk:...`) and by Fluxmill; the bare
+# copy's have its name.
 GROUPS = [
-    ("sockets, in the kernel", r"rdk:", r"sendmsg|recvmsg|sock_|tcp_|^__x64_sys_(send|recv)|unix_stream"),
+    ("sockets, in the kernel", r"", r"^(tcp_|sock_|__sys_(send|recv)|__x64_sys_(send|recv|writev)|do_writev|vfs_writev|unix_stream)"),
+    ("waiting and waking, in the kernel", r"^(source-|tokio|bare)", r"^(__x64_sys_|do_|ksys_)(epoll|futex|write|poll)|^schedule$|^eventfd"),
+    ("checksums", r"", r"crc32"),
+    ("sandbox: instance, call, columns in and out", r"", r"wasmtime|wasm_trampoline|sandbox|Function.*call|\[unknown\].*jit"),
+    ("records into columns", r"^(source-|bare)", r"Partition::take|batch::(decode|varint)"),
+    ("columns into records", r"^(tokio|bare)", r"Batches::append|Encoder|copy::produce"),
     ("fetch: responses into messages", r"rdk:", r"msgset_reader|fetch_reply|handle_Fetch|rd_kafka_fetch"),
-    ("produce: delivery reports", r"", r"handle_Produce|rd_kafka_dr_|rd_kafka_poll_cb|rd_kafka_poll\b|dr_msg|delivered|deliver(y|ies)"),
+    ("produce: delivery reports", r"", r"handle_Produce|rd_kafka_dr_|rd_kafka_poll_cb|rd_kafka_poll\b|dr_msg|copy_loop.*deliver(y|ed|ies)"),
     ("produce: messages into requests", r"rdk:", r"msgset_(create|writer)|produce_toppar|ProduceRequest|toppar_producer_serve"),
     ("librdkafka's other threads' work", r"rdk:", r""),
     ("commit", r"", r"commit"),
-    ("sandbox: instance, call, columns in and out", r"", r"wasmtime|wasm_trampoline|sandbox|Function.*call|\[unknown\].*jit"),
-    ("produce: rows handed to the producer", r"", r"rd_kafka_produce|rd_kafka_msg_partitioner|rd_kafka_msg_new|sink"),
+    ("produce: rows handed to the producer", r"", r"rd_kafka_produce|rd_kafka_msg_partitioner|rd_kafka_msg_new|librdkafka.*sink"),
     ("consume: messages taken, freed", r"", r"rd_kafka_consume|rd_kafka_message_|rd_kafka_op_|rd_kafka_q_|rd_kafka_queue"),
-    ("copy into columns", r"", r"BatchBuilder|intake|Writer.*append|BinaryBuilder|GenericByteBuilder"),
-    ("consume: messages taken, freed", r"^source-|^copy-loop", r"[kK]afka|free|mutex|clock_gettime|copy_loop"),
-    ("lane: settle, route, wait", r"tokio", r"lane|settle|route|tokio|fluxmill"),
+    ("records into columns", r"", r"BatchBuilder|intake|Writer.*append|BinaryBuilder|GenericByteBuilder"),
+    ("consume: messages taken, freed", r"^copy-loop", r"[kK]afka|free|mutex|clock_gettime|copy_loop"),
+    ("source: everything else", r"^source-", r""),
+    ("lanes and producer: everything else", r"^tokio", r""),
 ]
 OTHER = "other"
 
