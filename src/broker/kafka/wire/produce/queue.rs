@@ -204,6 +204,7 @@ impl<B> Queue<B> {
             sequence = sequence.map(|sequence| advance(sequence, records));
             self.entries.insert(at + place, entry);
         }
+        self.proven &= !self.entries.is_empty();
         self.broken
     }
 
@@ -252,6 +253,7 @@ impl<B> Queue<B> {
 
     /// Takes everything out.
     pub(super) fn drain(&mut self) -> impl Iterator<Item = B> {
+        self.proven = false;
         std::mem::take(&mut self.entries).into_iter().map(|entry| entry.payload)
     }
 

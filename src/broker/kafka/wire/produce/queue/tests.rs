@@ -264,7 +264,12 @@ fn who_was_idle_is_not_known_any_more() {
     let first = send(&mut queue).unwrap();
     assert_eq!(send(&mut queue), None);
     queue.acknowledge(first);
+    let last = send(&mut queue).unwrap();
+    queue.replace(last, |()| Vec::new());
+    queue.push((), 1);
+    queue.push((), 1);
     assert!(send(&mut queue).is_some());
+    assert_eq!(send(&mut queue), None, "what was refused proves nothing for what comes later");
 }
 
 #[test]
