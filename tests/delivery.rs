@@ -263,7 +263,6 @@ fn a_killed_broker_loses_nothing(case: &Case) -> anyhow::Result<()> {
     setup.ensure_nothing_lost(case, events)
 }
 
-/// What cannot be published or confirmed any more is not waited for without end, and is there after the next start.
 /// A commit that is never answered must not hold the end up: librdkafka waits for it before it leaves the group.
 fn sigterm_ends_a_run_whose_broker_hangs(case: &Case) -> anyhow::Result<()> {
     let mut kafka = case.own_kafka()?;
@@ -283,6 +282,7 @@ fn sigterm_ends_a_run_whose_broker_hangs(case: &Case) -> anyhow::Result<()> {
     setup.ensure_nothing_lost(case, events)
 }
 
+/// What cannot be published or confirmed any more is not waited for without end, and is there after the next start.
 fn sigterm_ends_a_run_whose_broker_is_gone(case: &Case) -> anyhow::Result<()> {
     let mut kafka = case.own_kafka()?;
     let setup = Setup::new(case, kafka.brokers(), 4, Some("identity"))?;
