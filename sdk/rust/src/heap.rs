@@ -21,8 +21,8 @@ static HEAP: Heap = Heap(UnsafeCell::new(Dlmalloc::new_with_allocator(Memory)));
 
 static FIRST: First = First { bytes: UnsafeCell::new([0; FIRST_BYTES]), taken: AtomicBool::new(false) };
 
-/// The memory that the component begins with.
-#[repr(align(16))]
+/// The memory that the component begins with. The bytes come first, so that they are aligned as the whole is.
+#[repr(C, align(16))]
 struct First {
     bytes: UnsafeCell<[u8; FIRST_BYTES]>,
     taken: AtomicBool,

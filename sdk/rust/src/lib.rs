@@ -17,7 +17,7 @@ mod column;
 mod emit;
 mod error;
 pub mod handler;
-#[cfg(all(feature = "heap", target_arch = "wasm32", not(target_feature = "atomics")))]
+#[cfg(all(feature = "heap", target_arch = "wasm32", target_os = "unknown", not(target_feature = "atomics")))]
 mod heap;
 pub mod log;
 mod settings;
