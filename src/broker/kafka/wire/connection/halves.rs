@@ -163,7 +163,8 @@ pub(crate) struct Responses {
     buffer: BytesMut,
     /// A response too large for `buffer` that is under way.
     partial: Option<Partial>,
-    /// The buffers of the last large responses, each used again once nobody holds its response any more.
+    /// The buffers of the last large responses, each used again once nobody holds its response any more, or
+    /// for what fits into the room behind it.
     spares: VecDeque<BytesMut>,
 }
 

@@ -16,7 +16,7 @@ use crate::spec::{ColumnarSettings, Compression};
 
 /// Bytes that a new open batch has room for, before it grows.
 const CAPACITY_MIN: usize = 1 << 10;
-/// The part of its room that a batch does not get if the one before did not need it.
+/// One part in so many of its room a batch does not get if the one before did not need it.
 const CAPACITY_FORGOTTEN: usize = 16;
 
 /// A run of records of one publication.
@@ -83,7 +83,7 @@ pub(super) struct Batches {
     spares: Spares,
     batch_bytes: usize,
     message_bytes_max: usize,
-    compression: record_batch::Compression,
+    pub(super) compression: record_batch::Compression,
 }
 
 impl Sealed {
@@ -129,7 +129,7 @@ impl Sealed {
     /// Refuses the records for which there is an error. Returns what is left, and the bytes that are free again.
     pub(super) fn without(
         self,
-        compression: Compression,
+        compression: record_batch::Compression,
         mut error: impl FnMut(u32) -> Option<BrokerError>,
     ) -> (Option<(Sealed, u32)>, usize) {
         let errors: Vec<Option<BrokerError>> = (0..self.records()).map(&mut error).collect();
@@ -146,7 +146,7 @@ impl Sealed {
     }
 
     /// Two halves, for a broker that takes no batch as large as this one.
-    pub(super) fn halves(self, compression: Compression) -> Vec<(Sealed, u32)> {
+    pub(super) fn halves(self, compression: record_batch::Compression) -> Vec<(Sealed, u32)> {
         let middle = self.records() / 2;
         let first = self.part(compression, |record| record < middle);
         let second = self.part(compression, |record| record >= middle);
@@ -159,7 +159,7 @@ impl Sealed {
     }
 
     /// A batch of only some of the records; none when there are none.
-    fn part(&self, compression: Compression, keep: impl Fn(u32) -> bool) -> Option<(Sealed, u32)> {
+    fn part(&self, compression: record_batch::Compression, keep: impl Fn(u32) -> bool) -> Option<(Sealed, u32)> {
         let mut rows = Vec::new();
         let mut shares: Vec<Share> = Vec::new();
         for (record, (share, row)) in (0..).zip(self.each()) {
@@ -173,7 +173,7 @@ impl Sealed {
         if records == 0 {
             return None;
         }
-        let bytes = record_batch::reencode(&self.bytes, codec(compression), &keep);
+        let bytes = record_batch::reencode(&self.bytes, compression, &keep);
         let bytes = bytes.expect("a batch that was encoded here can be read here");
         Some((Sealed { bytes: bytes.into(), stamped: None, rows, shares, charged: self.charged }, records))
     }
@@ -198,12 +198,13 @@ impl Partition {
 
     /// Seals the open batch.
     fn seal(&mut self, compression: record_batch::Compression, spares: &mut Spares) {
-        let Some(Open { mut encoder, rows, shares, .. }) = self.open.take() else { return };
+        let Some(Open { encoder, rows, shares, .. }) = self.open.take() else { return };
         let charged = encoder.bytes();
         self.capacity = charged.max(self.capacity - self.capacity / CAPACITY_FORGOTTEN);
         let records = encoder.len();
-        let bytes = encoder.finish(compression).expect("compressing into memory does not fail");
-        spares.keep(encoder.into_memory());
+        let finished = encoder.finish_and_free(compression);
+        let (bytes, memory) = finished.expect("compressing into memory does not fail");
+        spares.keep(memory);
         self.queue.push(Sealed { bytes: bytes.into(), stamped: None, rows, shares, charged }, records);
     }
 
@@ -327,7 +328,7 @@ fn too_large(topic: &str, bytes: usize, most: usize) -> BrokerError {
 }
 
 /// The codec of a setting.
-pub(super) fn codec(compression: Compression) -> record_batch::Compression {
+fn codec(compression: Compression) -> record_batch::Compression {
     match compression {
         Compression::None => record_batch::Compression::None,
         Compression::Gzip => record_batch::Compression::Gzip,

@@ -37,7 +37,7 @@ impl Spares {
     /// Keeps the memory of what was sent, unless somebody still reads it.
     pub(super) fn keep_sent(&mut self, bytes: Bytes) {
         if let Ok(mut bytes) = bytes.try_into_mut() {
-            // Else it would be moved to the front of its buffer, where it is.
+            // Else every byte would be copied onto itself.
             bytes.clear();
             self.keep(bytes.into());
         }

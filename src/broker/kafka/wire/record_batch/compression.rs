@@ -106,25 +106,27 @@ pub(super) fn inflate(stored: &[u8], compression: Compression, limit: usize) -> 
     }
 }
 
-/// `batch`, which begins with space for a header, with everything behind that compressed.
+/// `batch`, which begins with space for a header, with everything behind that compressed; and the memory that is free
+/// then, none where nothing was to compress.
 ///
 /// # Errors
 /// When the codec fails, which it does for want of memory only.
-pub(super) fn compress(batch: &[u8], compression: Compression) -> Result<Vec<u8>, BatchError> {
+pub(super) fn compress(batch: Vec<u8>, compression: Compression) -> Result<(Vec<u8>, Vec<u8>), BatchError> {
     let records = batch.get(HEADER_BYTES..).unwrap_or_default();
-    let mut output = Vec::with_capacity(HEADER_BYTES + records.len() / 2);
-    output.resize(HEADER_BYTES, 0);
-    let written = match compression {
-        Compression::None => {
-            output.extend_from_slice(records);
-            Ok(output)
-        }
-        Compression::Gzip => write_gzip(records, output),
-        Compression::Snappy => snappy::compress(records, output).map_err(|error| error.to_string()),
-        Compression::Lz4 => write_lz4(records, output),
-        Compression::Zstd => zstandard::compress(records, output),
+    let output = || {
+        let mut output = Vec::with_capacity(HEADER_BYTES + records.len() / 2);
+        output.resize(HEADER_BYTES, 0);
+        output
     };
-    written.map_err(|reason| BatchError::Unwritable(format!("{compression}: {reason}")))
+    let written = match compression {
+        Compression::None => return Ok((batch, Vec::new())),
+        Compression::Gzip => write_gzip(records, output()),
+        Compression::Snappy => snappy::compress(records, output()).map_err(|error| error.to_string()),
+        Compression::Lz4 => write_lz4(records, output()),
+        Compression::Zstd => zstandard::compress(records, output()),
+    };
+    let written = written.map_err(|reason| BatchError::Unwritable(format!("{compression}: {reason}")))?;
+    Ok((written, batch))
 }
 
 /// What a decoder gives, to its end. The buffer never grows past `limit` and one byte, by which more is noticed.

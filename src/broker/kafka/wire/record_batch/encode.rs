@@ -136,19 +136,24 @@ impl Encoder {
     }
 
     /// Writes the header and compresses the records. Producer fields are those of a producer that is not idempotent,
-    /// and the checksum is missing: [`stamp`] writes both. Nothing may be appended any more.
+    /// and the checksum is missing: [`stamp`] writes both.
     ///
     /// # Errors
     /// When there are no records, when the batch passes 2 GiB, and when compressing fails.
-    pub(crate) fn finish(&mut self, compression: Compression) -> Result<Vec<u8>, BatchError> {
+    pub(crate) fn finish(self, compression: Compression) -> Result<Vec<u8>, BatchError> {
+        Ok(self.finish_and_free(compression)?.0)
+    }
+
+    /// As `finish`; beside the batch the memory that it was written in, none where the batch has that itself.
+    ///
+    /// # Errors
+    /// As `finish`.
+    pub(crate) fn finish_and_free(self, compression: Compression) -> Result<(Vec<u8>, Vec<u8>), BatchError> {
         let last = self.count.checked_sub(1).ok_or_else(|| unwritable("it has no records"))?;
         if self.batch.len() > i32::MAX as usize {
             return Err(unwritable("it is larger than 2 GiB"));
         }
-        let mut batch = match compression {
-            Compression::None => std::mem::take(&mut self.batch),
-            codec => compression::compress(&self.batch, codec)?,
-        };
+        let (mut batch, memory) = compression::compress(self.batch, compression)?;
         let counted =
             i32::try_from(batch.len().saturating_sub(UNCOUNTED)).map_err(|_| unwritable("it is larger than 2 GiB"))?;
         put(&mut batch, at::BASE_OFFSET, 0_i64.to_be_bytes());
@@ -164,12 +169,7 @@ impl Encoder {
         put(&mut batch, at::PRODUCER_EPOCH, (-1_i16).to_be_bytes());
         put(&mut batch, at::BASE_SEQUENCE, (-1_i32).to_be_bytes());
         put(&mut batch, at::COUNT, self.count.to_be_bytes());
-        Ok(batch)
-    }
-
-    /// The memory that it was written in, unless the finished batch has that.
-    pub(crate) fn into_memory(self) -> Vec<u8> {
-        self.batch
+        Ok((batch, memory))
     }
 
     /// From the first record's timestamp, which this one is when there is none yet. It wraps, and so does what reads

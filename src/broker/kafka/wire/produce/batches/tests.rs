@@ -229,10 +229,11 @@ proptest! {
         while let Some((id, bytes)) = next(&mut batches, 0) {
             let events = read(&bytes);
             let bad = events.iter().any(poisoned);
+            let compression = batches.compression;
             let queue = &mut batches.partitions[0].queue;
             match answers.next().unwrap() {
                 Answer::Halve if events.len() > 1 => {
-                    queue.replace(id, |sealed| sealed.halves(settings.compression));
+                    queue.replace(id, |sealed| sealed.halves(compression));
                 }
                 Answer::Takes | Answer::Halve if !bad => {
                     got.extend(events);
@@ -245,7 +246,7 @@ proptest! {
                 _ => {
                     queue.replace(id, |sealed| {
                         let (kept, freed) =
-                            sealed.without(settings.compression, |record| poisoned(&events[record as usize]).then(refusal));
+                            sealed.without(compression, |record| poisoned(&events[record as usize]).then(refusal));
                         free += freed;
                         kept.into_iter().collect()
                     });

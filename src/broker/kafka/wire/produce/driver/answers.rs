@@ -12,6 +12,7 @@ use crate::broker::kafka::wire::connection::decode;
 use crate::broker::kafka::wire::produce::batches::Sealed;
 use crate::broker::kafka::wire::produce::queue::Verdict;
 use crate::broker::kafka::wire::produce::{State, Topic};
+use crate::broker::kafka::wire::record_batch;
 use crate::broker::kafka::wire::response::{ErrorCode, ProduceResponse, ProducedPartition};
 use crate::broker::{BrokerError, BrokerErrorKind};
 
@@ -153,10 +154,10 @@ impl Driver {
     pub(super) fn replace(
         &mut self,
         batch: &Batch,
-        with: impl FnOnce(Sealed, crate::spec::Compression) -> (Vec<(Sealed, u32)>, usize),
+        with: impl FnOnce(Sealed, record_batch::Compression) -> (Vec<(Sealed, u32)>, usize),
     ) -> usize {
         let State::Known(batches) = &mut *batch.topic.lock() else { return 0 };
-        let (compression, mut freed) = (self.shared.settings.compression, 0);
+        let (compression, mut freed) = (batches.compression, 0);
         let queue = &mut batches.partitions[batch.partition as usize].queue;
         let broken = queue.replace(batch.id, |sealed| {
             let (parts, free) = with(sealed, compression);
