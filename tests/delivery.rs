@@ -9,6 +9,7 @@ use anyhow::ensure;
 use support::chain::{Chain, guest};
 use support::checker::{Report, compare};
 use support::client::{Client, Feeder, Record};
+use support::kafka::Kafka;
 use support::process::{Fluxmill, Process, Signal};
 use support::suite::{Case, Suite};
 use support::wait::wait_until;
@@ -265,36 +266,31 @@ fn a_killed_broker_loses_nothing(case: &Case) -> anyhow::Result<()> {
 
 /// A commit that is never answered must not hold the end up: librdkafka waits for it before it leaves the group.
 fn sigterm_ends_a_run_whose_broker_hangs(case: &Case) -> anyhow::Result<()> {
-    let mut kafka = case.own_kafka()?;
-    let setup = Setup::new(case, kafka.brokers(), 4, Some("identity"))?;
-    let file = case.write("chain.yaml", &setup.chain.yaml())?;
-    let load = setup.feed()?;
-    let mut run = setup.run(case, &file, &["WARN", "ERROR"])?;
-    setup.wait_for_more()?;
-    kafka.signal(Signal::Stop)?;
-    run.process().signal(Signal::Term)?;
-    let ended = run.finish(LIMIT);
-    kafka.signal(Signal::Continue)?;
-    let ended = ended?;
-    ensure!(matches!(ended.code, Some(0 | 1)), "exit code {:?}, signal {:?}", ended.code, ended.signal);
-    let events = load.finish()?;
-    setup.catch_up(case, &file, &OUTAGE)?;
-    setup.ensure_nothing_lost(case, events)
+    sigterm_without_a_broker(case, |kafka| kafka.signal(Signal::Stop), |kafka| kafka.signal(Signal::Continue))
+}
+
+fn sigterm_ends_a_run_whose_broker_is_gone(case: &Case) -> anyhow::Result<()> {
+    sigterm_without_a_broker(case, Kafka::kill, Kafka::restart)
 }
 
 /// What cannot be published or confirmed any more is not waited for without end, and is there after the next start.
-fn sigterm_ends_a_run_whose_broker_is_gone(case: &Case) -> anyhow::Result<()> {
+fn sigterm_without_a_broker(
+    case: &Case,
+    take: impl FnOnce(&mut Kafka) -> anyhow::Result<()>,
+    give_back: impl FnOnce(&mut Kafka) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
     let mut kafka = case.own_kafka()?;
     let setup = Setup::new(case, kafka.brokers(), 4, Some("identity"))?;
     let file = case.write("chain.yaml", &setup.chain.yaml())?;
     let load = setup.feed()?;
     let mut run = setup.run(case, &file, &["WARN", "ERROR"])?;
     setup.wait_for_more()?;
-    kafka.kill()?;
+    take(&mut kafka)?;
     run.process().signal(Signal::Term)?;
-    let ended = run.finish(LIMIT)?;
+    let ended = run.finish(LIMIT);
+    give_back(&mut kafka)?;
+    let ended = ended?;
     ensure!(matches!(ended.code, Some(0 | 1)), "exit code {:?}, signal {:?}", ended.code, ended.signal);
-    kafka.restart()?;
     let events = load.finish()?;
     setup.catch_up(case, &file, &OUTAGE)?;
     setup.ensure_nothing_lost(case, events)

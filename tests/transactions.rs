@@ -562,6 +562,22 @@ fn with_librdkafka(case: &Case, brokers: &str, topic: &str, member: &Member) -> 
     Ok(())
 }
 
+/// Ends the transaction, as a task that goes on while brokers come and go.
+async fn end(
+    mut producer: TransactionalProducer,
+    commits: bool,
+) -> (TransactionalProducer, Result<(), TransactionError>) {
+    let ended = if commits { producer.commit().await } else { producer.abort().await };
+    (producer, ended)
+}
+
+/// Waits until these events, and no others, are what a reader of committed ones sees.
+fn ensure_visible(client: &Client, topic: &str, visible: &[(String, usize)]) -> anyhow::Result<()> {
+    let tags: Vec<(&str, usize)> = visible.iter().map(|(tag, count)| (tag.as_str(), *count)).collect();
+    let whole = expected(&tags);
+    wait_until(LIMIT, "what was committed and nothing else", || Ok((committed(client, topic)? == whole).then_some(())))
+}
+
 /// When the broker is killed.
 #[derive(Clone, Copy, Debug)]
 enum Kill {
@@ -606,10 +622,7 @@ fn a_killed_coordinator_halves_nothing(case: &Case) -> anyhow::Result<()> {
             if !matches!(kill, Kill::During) {
                 kafka.kill()?;
             }
-            let end = tokio::spawn(async move {
-                let ended = if commits { producer.commit().await } else { producer.abort().await };
-                (producer, ended)
-            });
+            let end = tokio::spawn(end(producer, commits));
             if matches!(kill, Kill::During) {
                 kafka.kill()?;
             }
@@ -644,11 +657,7 @@ fn a_killed_coordinator_halves_nothing(case: &Case) -> anyhow::Result<()> {
         producer.close(LIMIT).await;
         anyhow::Ok(())
     })?;
-    let tags: Vec<(&str, usize)> = visible.iter().map(|(tag, count)| (tag.as_str(), *count)).collect();
-    let whole = expected(&tags);
-    wait_until(LIMIT, "what was committed and nothing else", || {
-        Ok((committed(&client, &topic)? == whole).then_some(()))
-    })?;
+    ensure_visible(&client, &topic, &visible)?;
     wait_until(LIMIT, "the last committed offset", || Ok((member.offset()? == offset).then_some(())))
 }
 
@@ -677,10 +686,7 @@ fn moved_coordinators_are_followed(case: &Case) -> anyhow::Result<()> {
             move_all(&COORDINATORS[1..])?;
             publish(&producer.sink(&topic), events(&format!("{tag}-more"), 100)).await?;
             move_all(&[&topic])?;
-            let end = tokio::spawn(async move {
-                let ended = if commits { producer.commit().await } else { producer.abort().await };
-                (producer, ended)
-            });
+            let end = tokio::spawn(end(producer, commits));
             if round == rounds - 1 || round == rounds - 2 {
                 // Whoever leads everything now.
                 cluster.kill(to)?;
@@ -699,10 +705,6 @@ fn moved_coordinators_are_followed(case: &Case) -> anyhow::Result<()> {
         producer.close(LIMIT).await;
         anyhow::Ok(())
     })?;
-    let tags: Vec<(&str, usize)> = visible.iter().map(|(tag, count)| (tag.as_str(), *count)).collect();
-    let whole = expected(&tags);
-    wait_until(LIMIT, "what was committed and nothing else", || {
-        Ok((committed(&client, &topic)? == whole).then_some(()))
-    })?;
+    ensure_visible(&client, &topic, &visible)?;
     wait_until(LIMIT, "the last committed offset", || Ok((member.offset()? == offset).then_some(())))
 }
