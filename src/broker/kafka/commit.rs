@@ -1,10 +1,12 @@
 //! Which offsets are to be committed, which are on their way, and what a failed commit means.
 //!
 //! One commit is on its way at a time; what moves meanwhile goes with the next. A failed one stays wanted, so that it
-//! is sent again even when no watermark moves any more.
+//! is sent again even when no watermark moves any more; not at once, since a group that is rebalancing refuses in
+//! microseconds.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use rdkafka::error::RDKafkaErrorCode;
 use rdkafka::{Offset, TopicPartitionList};
@@ -13,6 +15,9 @@ use super::client::Consumer;
 use super::{error, ffi};
 use crate::broker::{BrokerError, BrokerErrorKind};
 use crate::delivery::TopicPartition;
+
+/// How long after a commit failed the next one may be sent.
+const PAUSE: Duration = Duration::from_millis(50);
 
 /// How a commit ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,7 +35,9 @@ pub(super) enum Committed {
 pub(super) struct Commits {
     wanted: BTreeMap<TopicPartition, i64>,
     sent: Option<Vec<TopicPartition>>,
-    /// The last one failed, and it was told.
+    /// When the last one failed: not before this.
+    pause_until: Option<Instant>,
+    /// A failure was told.
     failing: bool,
 }
 
@@ -59,12 +66,17 @@ impl Commits {
         self.wanted.is_empty() && self.sent.is_none()
     }
 
-    /// Sends what is wanted, unless a commit is on its way already.
+    /// Whether a commit may be sent now, and there is something to commit.
+    fn may_send(&self, now: Instant) -> bool {
+        self.sent.is_none() && !self.wanted.is_empty() && self.pause_until.is_none_or(|until| now >= until)
+    }
+
+    /// Sends what is wanted, unless a commit is on its way already or the last one failed just now.
     ///
     /// # Errors
     /// When librdkafka does not take it.
-    pub(super) fn send(&mut self, consumer: &Consumer, action: &str) -> Result<(), BrokerError> {
-        if self.sent.is_some() || self.wanted.is_empty() {
+    pub(super) fn send(&mut self, consumer: &Consumer, now: Instant, action: &str) -> Result<(), BrokerError> {
+        if !self.may_send(now) {
             return Ok(());
         }
         let mut offsets = TopicPartitionList::with_capacity(self.wanted.len());
@@ -78,7 +90,7 @@ impl Commits {
         Ok(())
     }
 
-    /// The commit that was sent has ended.
+    /// The commit that was sent has ended, at `now`.
     ///
     /// # Errors
     /// When the broker refuses for good.
@@ -86,6 +98,7 @@ impl Commits {
         &mut self,
         offsets: &TopicPartitionList,
         whole: Option<RDKafkaErrorCode>,
+        now: Instant,
         action: &str,
     ) -> Result<Committed, BrokerError> {
         let mut failed = whole.filter(|code| *code != RDKafkaErrorCode::NoOffset);
@@ -101,6 +114,7 @@ impl Commits {
             }
         }
         self.sent = None;
+        self.pause_until = failed.map(|_| now + PAUSE);
         let Some(code) = failed else {
             if std::mem::take(&mut self.failing) {
                 tracing::info!(target: "fluxmill::kafka", "{action}: works again");
@@ -113,10 +127,9 @@ impl Commits {
     fn failure(&mut self, code: RDKafkaErrorCode, action: &str) -> Result<Committed, BrokerError> {
         use RDKafkaErrorCode as Code;
         match code {
-            Code::RebalanceInProgress | Code::AssignmentLost => Ok(Committed::Again),
-            Code::IllegalGeneration | Code::UnknownMemberId | Code::StaleMemberEpoch | Code::FencedMemberEpoch => {
-                Ok(Committed::Stale)
-            }
+            // A member's epoch is stale until its next heartbeat brings it the group's (KIP-848).
+            Code::RebalanceInProgress | Code::AssignmentLost | Code::StaleMemberEpoch => Ok(Committed::Again),
+            Code::IllegalGeneration | Code::UnknownMemberId | Code::FencedMemberEpoch => Ok(Committed::Stale),
             Code::Fatal | Code::FencedInstanceId => Err(error::coded(action, code, "")),
             _ if error::kind(code) == BrokerErrorKind::Denied => Err(error::coded(action, code, "")),
             _ => {
@@ -157,7 +170,8 @@ mod tests {
     #[test]
     fn a_failed_commit_stays_wanted() {
         let mut commits = sent(&[(0, 5)]);
-        let ended = commits.ended(&list(&[(0, 5)]), Some(RDKafkaErrorCode::WaitingForCoordinator), "commit");
+        let ended =
+            commits.ended(&list(&[(0, 5)]), Some(RDKafkaErrorCode::WaitingForCoordinator), Instant::now(), "commit");
         assert_eq!(ended.unwrap(), Committed::Again);
         assert!(commits.owes(&[orders(0)]) && commits.sent.is_none());
     }
@@ -166,16 +180,29 @@ mod tests {
     fn what_moved_on_meanwhile_stays_wanted() {
         let mut commits = sent(&[(0, 5), (1, 7)]);
         commits.want(orders(0), 6);
-        assert_eq!(commits.ended(&list(&[(0, 5), (1, 7)]), None, "commit").unwrap(), Committed::Whole);
+        assert_eq!(commits.ended(&list(&[(0, 5), (1, 7)]), None, Instant::now(), "commit").unwrap(), Committed::Whole);
         assert!(commits.owes(&[orders(0)]) && !commits.owes(&[orders(1)]));
+    }
+
+    #[test]
+    fn a_refused_commit_is_not_sent_again_at_once() {
+        let now = Instant::now();
+        let mut commits = sent(&[(0, 5)]);
+        assert!(!commits.may_send(now));
+        let refused = Some(RDKafkaErrorCode::RebalanceInProgress);
+        assert_eq!(commits.ended(&list(&[(0, 5)]), refused, now, "commit").unwrap(), Committed::Again);
+        commits.want(orders(0), 6);
+        assert!(!commits.may_send(now) && commits.may_send(now + PAUSE));
+        commits.ended(&list(&[(0, 5)]), None, now, "commit").unwrap();
+        assert!(commits.may_send(now));
     }
 
     #[test]
     fn an_old_generation_is_told_apart_and_a_denial_ends() {
         let mut commits = sent(&[(0, 5)]);
-        let ended = commits.ended(&list(&[(0, 5)]), Some(RDKafkaErrorCode::IllegalGeneration), "commit");
-        assert_eq!(ended.unwrap(), Committed::Stale);
-        let denied = commits.ended(&list(&[(0, 5)]), Some(RDKafkaErrorCode::GroupAuthorizationFailed), "commit");
+        let mut ended = |code| commits.ended(&list(&[(0, 5)]), Some(code), Instant::now(), "commit");
+        assert_eq!(ended(RDKafkaErrorCode::IllegalGeneration).unwrap(), Committed::Stale);
+        let denied = ended(RDKafkaErrorCode::GroupAuthorizationFailed);
         assert_eq!(denied.unwrap_err().kind, BrokerErrorKind::Denied);
     }
 }

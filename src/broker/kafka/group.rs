@@ -306,15 +306,18 @@ impl Group {
         match note {
             Note::Assign(_) | Note::Revoke { .. } => self.rebalances.push_back(note),
             Note::Error(code, reason) => self.health.failed(&self.consumer, code, &reason)?,
-            Note::Committed(offsets, whole) => match self.commits.ended(&offsets, whole, &self.commit_action)? {
-                Committed::Whole => self.health.works(),
-                Committed::Again => {}
-                Committed::Stale => {
-                    if let Some(revoking) = &mut self.revoking {
-                        revoking.commit_until = Instant::now();
+            Note::Committed(offsets, whole) => {
+                let now = Instant::now();
+                match self.commits.ended(&offsets, whole, now, &self.commit_action)? {
+                    Committed::Whole => self.health.works(),
+                    Committed::Again => {}
+                    Committed::Stale => {
+                        if let Some(revoking) = &mut self.revoking {
+                            revoking.commit_until = now;
+                        }
                     }
                 }
-            },
+            }
         }
         Ok(())
     }
@@ -327,7 +330,7 @@ impl Group {
 
     fn commit(&mut self) -> Result<(), BrokerError> {
         self.note_progress();
-        self.commits.send(&self.consumer, &self.commit_action)
+        self.commits.send(&self.consumer, Instant::now(), &self.commit_action)
     }
 
     /// Answers rebalances, one after the other, as far as they can be answered now.
