@@ -17,7 +17,7 @@ use crate::spec::{ColumnarSettings, Compression};
 /// Bytes that a new open batch has room for, before it grows.
 const CAPACITY_MIN: usize = 1 << 10;
 /// One part in so many of its room a batch does not get if the one before did not need it.
-const CAPACITY_FORGOTTEN: usize = 16;
+const CAPACITY_FORGOTTEN: usize = 4;
 
 /// A run of records of one publication.
 #[derive(Clone, Debug)]
@@ -205,6 +205,7 @@ impl Partition {
         let finished = encoder.finish_and_free(compression);
         let (bytes, memory) = finished.expect("compressing into memory does not fail");
         spares.keep(memory);
+        let bytes = spares.fitted(bytes);
         self.queue.push(Sealed { bytes: bytes.into(), stamped: None, rows, shares, charged }, records);
     }
 

@@ -5,6 +5,16 @@ use bytes::Bytes;
 
 /// The most bytes that are kept for one topic. More is given back.
 const BYTES_MAX: usize = 4 << 20;
+/// How many times as large as what it is for a buffer may be: what waits is bounded by its own bytes, so its memory
+/// must not be far more.
+const SLACK: usize = 4;
+/// Below so many bytes no buffer is too large.
+const SMALL: usize = 4 << 10;
+
+/// Whether a buffer with room for `capacity` bytes is not too large for `bytes`.
+fn fits(capacity: usize, bytes: usize) -> bool {
+    capacity <= SLACK * bytes.max(SMALL)
+}
 
 /// Buffers that nobody uses, the last one used on top.
 #[derive(Debug, Default)]
@@ -16,13 +26,23 @@ pub(super) struct Spares {
 impl Spares {
     /// An empty buffer with room for `capacity` bytes.
     pub(super) fn take(&mut self, capacity: usize) -> Vec<u8> {
-        if let Some(buffer) = self.buffers.pop() {
-            self.bytes -= buffer.capacity();
-            if buffer.capacity() >= capacity {
-                return buffer;
+        match self.buffers.pop_if(|buffer| fits(buffer.capacity(), capacity)) {
+            Some(buffer) => {
+                self.bytes -= buffer.capacity();
+                if buffer.capacity() >= capacity { buffer } else { Vec::with_capacity(capacity) }
             }
+            None => Vec::with_capacity(capacity),
         }
-        Vec::with_capacity(capacity)
+    }
+
+    /// A batch in memory that is not much larger than it.
+    pub(super) fn fitted(&mut self, batch: Vec<u8>) -> Vec<u8> {
+        if fits(batch.capacity(), batch.len()) {
+            return batch;
+        }
+        let fitted = batch.as_slice().to_vec();
+        self.keep(batch);
+        fitted
     }
 
     /// Keeps a buffer.
@@ -66,6 +86,23 @@ mod tests {
         spares.keep(Vec::with_capacity(10));
         assert!(spares.take(11).capacity() >= 11);
         assert!(spares.buffers.is_empty());
+    }
+
+    #[test]
+    fn a_small_batch_does_not_take_much_memory() {
+        let mut spares = Spares::default();
+        spares.keep(Vec::with_capacity(1 << 20));
+        assert!(spares.take(1000).capacity() < 2000);
+        assert_eq!(spares.bytes, 1 << 20, "the large one waits for a large batch");
+        assert_eq!(spares.take(1 << 19).capacity(), 1 << 20);
+
+        let mut batch = Vec::with_capacity(1 << 20);
+        batch.extend_from_slice(&[7; 1000]);
+        let fitted = spares.fitted(batch);
+        assert_eq!((fitted.len(), fitted.capacity()), (1000, 1000));
+        assert_eq!(spares.bytes, 1 << 20);
+        let place = fitted.as_ptr();
+        assert_eq!(spares.fitted(fitted).as_ptr(), place);
     }
 
     #[test]
