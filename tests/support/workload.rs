@@ -1,5 +1,7 @@
 //! Events for the tests: orders as the example has them, numbered events, and events with odd bytes.
 
+use std::collections::HashMap;
+
 use super::checker::Seen;
 use super::client::{RawHeader, Received, Record};
 
@@ -90,6 +92,9 @@ impl std::fmt::Debug for Value {
 /// What a numbered event is to the checker: its key and its value.
 pub(crate) type Numbered = Seen<Option<Vec<u8>>, Value>;
 
+/// A numbered event, and which of its like it is.
+pub(crate) type Nth = Seen<Option<Vec<u8>>, (Value, usize)>;
+
 /// What was sent.
 pub(crate) fn sent(record: &Record) -> Numbered {
     Seen { key: record.key.clone(), id: Value(record.value.clone()) }
@@ -99,6 +104,17 @@ pub(crate) fn sent(record: &Record) -> Numbered {
 pub(crate) fn received(events: &[Received]) -> Vec<Vec<Numbered>> {
     let seen = |event: &Received| Seen { key: event.key.clone(), id: Value(event.value.clone()) };
     events.chunk_by(|a, b| a.partition == b.partition).map(|events| events.iter().map(seen).collect()).collect()
+}
+
+/// Tells events apart that are alike, by which of them it is: an input that holds one twice must come out with both.
+pub(crate) fn told_apart(lists: Vec<Vec<Numbered>>) -> Vec<Vec<Nth>> {
+    let mut times: HashMap<Value, usize> = HashMap::new();
+    let mut nth = |id: Value| {
+        let time = times.entry(id.clone()).or_default();
+        *time += 1;
+        (id, *time)
+    };
+    lists.into_iter().map(|list| list.into_iter().map(|Seen { key, id }| Seen { key, id: nth(id) }).collect()).collect()
 }
 
 /// Events with every oddity that Kafka carries and that this client can write: no two are alike.

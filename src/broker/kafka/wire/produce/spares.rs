@@ -102,7 +102,8 @@ mod tests {
         assert_eq!((fitted.len(), fitted.capacity()), (1000, 1000));
         assert_eq!(spares.bytes, 1 << 20);
         let place = fitted.as_ptr();
-        assert_eq!(spares.fitted(fitted).as_ptr(), place);
+        let again = spares.fitted(fitted);
+        assert_eq!(again.as_ptr(), place, "what fits stays where it is");
     }
 
     #[test]
