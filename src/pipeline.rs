@@ -5,6 +5,7 @@ mod dead_letter;
 mod lane;
 mod route;
 mod settle;
+mod tap;
 mod topology;
 
 use std::collections::BTreeMap;
@@ -18,17 +19,16 @@ use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use crate::broker::kafka::{self, Driver, KafkaProducer, KafkaSink, KafkaSource};
-use crate::broker::{BrokerError, BrokerErrorKind, Source, SourceContext, SourceEnd};
+use crate::broker::{BrokerError, Source, SourceContext, SourceEnd};
 use crate::delivery::Tracker;
 use crate::function::{Engine, EngineOptions, Function, LoadError, PassThrough, Transform};
-use crate::intake::{Bell, Delivery, Intake};
+use crate::intake::{Bell, Intake};
 use crate::pipeline::dead_letter::Sender;
 use crate::pipeline::lane::{Lane, LaneError, LastResort};
-use crate::spec::{
-    BatchLimits, ChainSpec, ConnectionSpec, KafkaConnection, KafkaSourceSpec, PipelineSpec, SourceSpec, TargetSpec,
-};
+use crate::spec::{ChainSpec, ConnectionSpec, KafkaConnection, PipelineSpec, SourceSpec, TargetSpec};
 use crate::telemetry::metrics::PipelineMetrics;
 
+pub use tap::{Tap, tap};
 pub use topology::Topology;
 
 /// How long the broker may take to answer before the chain runs.
@@ -38,8 +38,6 @@ const SETTINGS_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a producer may take to hand over what is left when its pipeline ends in an orderly way.
 const PRODUCER_CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The batches of a tap.
-const TAP_BATCH: BatchLimits = BatchLimits { max_events: 1000, max_bytes: 1 << 20, max_wait: Duration::ZERO };
 /// How long lanes may take to end once everything of theirs has ended.
 const LANES_END_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -206,60 +204,6 @@ impl Drop for Chain {
     fn drop(&mut self) {
         self.stop.cancel();
         self.ticking.store(false, Ordering::Relaxed);
-    }
-}
-
-/// Events of topics, for those who only look: a consumer group of its own beside the chain.
-#[derive(Debug)]
-pub struct Tap {
-    intake: Arc<Intake>,
-    bell: Arc<Bell>,
-    stop: CancellationToken,
-    end: oneshot::Receiver<Result<SourceEnd, BrokerError>>,
-}
-
-/// Begins to read topics.
-///
-/// # Errors
-/// When a setting is not accepted.
-pub fn tap(connection: &KafkaConnection, spec: &KafkaSourceSpec, client: &str) -> Result<Tap, BrokerError> {
-    let source = KafkaSource::new(connection, spec, client)?;
-    let (tracker, bell, stop) = (Arc::new(Tracker::default()), Arc::new(Bell::default()), CancellationToken::new());
-    let intake = Arc::new(Intake::new(TAP_BATCH, tracker.clone(), bell.clone()));
-    let context = SourceContext {
-        intakes: vec![intake.clone()],
-        tracker,
-        bell: bell.clone(),
-        stop: stop.clone(),
-        caught_up: None,
-        drain_timeout: Duration::ZERO,
-    };
-    let end = spawn_source(client, source, context);
-    Ok(Tap { intake, bell, stop, end })
-}
-
-impl Tap {
-    /// Waits for the next batch; `None` when the source has ended.
-    pub async fn next(&self) -> Option<Delivery> {
-        self.intake.take().await
-    }
-
-    /// Lets the source end, and waits until it has left the broker: it must not outlive a broker of this process.
-    ///
-    /// # Errors
-    /// Why it had ended by itself.
-    pub async fn end(self) -> Result<(), BrokerError> {
-        self.stop.cancel();
-        self.bell.ring();
-        match self.end.await {
-            // What had not ended was only looked at.
-            Ok(end) => end.map(|_| ()),
-            Err(_) => Err(BrokerError {
-                kind: BrokerErrorKind::Fatal,
-                action: "read topics".into(),
-                reason: "the source's thread panicked; please report this as a defect of Fluxmill".into(),
-            }),
-        }
     }
 }
 
