@@ -4,6 +4,7 @@
 //! function, or dead-lettered and acknowledged. Nothing here knows a broker or reads a clock, except the one wait
 //! with a deadline that draining needs.
 
+mod sets;
 mod watermark;
 
 use std::collections::HashMap;
@@ -12,6 +13,7 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 
+pub use sets::{SetNumber, Sets};
 pub use watermark::Watermark;
 
 /// One assignment of one partition to this process. A partition that is revoked and comes back gets a new slot, so
@@ -69,9 +71,20 @@ pub struct Tracker {
     state: Mutex<State>,
     ended: Condvar,
     changes: Notify,
+    sets: Option<Sets>,
 }
 
 impl Tracker {
+    /// A tracker of events that are published in transactions, each of which holds one set of them.
+    pub fn transactional() -> Self {
+        Self { sets: Some(Sets::default()), ..Self::default() }
+    }
+
+    /// The sets, where events are published in transactions.
+    pub fn sets(&self) -> Option<&Sets> {
+        self.sets.as_ref()
+    }
+
     /// Begins an assignment.
     pub fn assign(&self, partition: TopicPartition) -> Slot {
         let mut state = self.lock();
@@ -99,13 +112,18 @@ impl Tracker {
         }
     }
 
-    /// All events of these segments have ended.
-    pub fn end(&self, segments: &[Segment]) {
+    /// All events of these segments, a batch of this set, have ended.
+    pub fn end(&self, segments: &[Segment], set: Option<SetNumber>) {
         let mut state = self.lock();
         for segment in segments {
             if let Some(assigned) = state.slots.get_mut(&segment.slot) {
                 assigned.watermark.end(segment.first, segment.last);
             }
+        }
+        drop(state);
+        // After the watermarks: whoever sees that the set has ended commits what they say.
+        if let (Some(sets), Some(set)) = (&self.sets, set) {
+            sets.end(set);
         }
         self.changed();
     }
@@ -177,17 +195,26 @@ impl Tracker {
 pub struct Token {
     tracker: Arc<Tracker>,
     segments: Vec<Segment>,
+    set: Option<SetNumber>,
 }
 
 impl Token {
-    /// A token for these segments, each of which was begun at `tracker`.
-    pub fn new(tracker: Arc<Tracker>, segments: Vec<Segment>) -> Self {
-        Self { tracker, segments }
+    /// A token for these segments, each of which was begun at `tracker`, as was the batch in its set if it has one.
+    pub fn new(tracker: Arc<Tracker>, segments: Vec<Segment>, set: Option<SetNumber>) -> Self {
+        Self { tracker, segments, set }
+    }
+
+    /// Waits until the events of the batch may be published: at once, unless they belong to a transaction that has to
+    /// wait for the one before.
+    pub async fn admitted(&self) {
+        if let (Some(sets), Some(set)) = (self.tracker.sets(), self.set) {
+            sets.opened(set).await;
+        }
     }
 
     /// Every event of the batch has ended.
     pub fn done(mut self) {
-        self.tracker.end(&std::mem::take(&mut self.segments));
+        self.tracker.end(&std::mem::take(&mut self.segments), self.set);
     }
 
     /// The partition that a slot of this batch stands for, unless it was revoked.
@@ -218,7 +245,7 @@ mod tests {
         let tracker = Arc::new(Tracker::default());
         let slot = tracker.assign(orders(0));
         tracker.begin(slot, 5);
-        drop(Token::new(tracker.clone(), vec![Segment { slot, first: 5, last: 9 }]));
+        drop(Token::new(tracker.clone(), vec![Segment { slot, first: 5, last: 9 }], None));
         assert_eq!(tracker.next(slot), Some(5));
         assert_eq!(tracker.abandoned(), 1);
         assert!(!tracker.drained(&[slot]));
@@ -229,7 +256,7 @@ mod tests {
         let tracker = Arc::new(Tracker::default());
         let old = tracker.assign(orders(0));
         tracker.begin(old, 5);
-        let token = Token::new(tracker.clone(), vec![Segment { slot: old, first: 5, last: 9 }]);
+        let token = Token::new(tracker.clone(), vec![Segment { slot: old, first: 5, last: 9 }], None);
         tracker.revoke(old);
         let new = tracker.assign(orders(0));
         token.done();
@@ -242,7 +269,7 @@ mod tests {
         let tracker = Arc::new(Tracker::default());
         let slot = tracker.assign(orders(3));
         tracker.begin(slot, 5);
-        Token::new(tracker.clone(), vec![Segment { slot, first: 5, last: 9 }]).done();
+        Token::new(tracker.clone(), vec![Segment { slot, first: 5, last: 9 }], None).done();
         assert_eq!(tracker.progress(), vec![Progress { partition: orders(3), next: 10 }]);
         assert!(tracker.progress().is_empty());
         assert!(tracker.wait_drained(&[slot], Duration::ZERO));

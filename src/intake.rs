@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use crate::delivery::{Segment, Token, Tracker};
+use crate::delivery::{Segment, SetNumber, Sets, Token, Tracker};
 use crate::event::{BatchBuilder, EventBatch, HEADER_OVERHEAD, Origin};
 use crate::spec::BatchLimits;
 
@@ -33,10 +33,12 @@ pub struct Delivery {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Full;
 
+#[derive(Default)]
 struct Open {
     builder: BatchBuilder,
     segments: Vec<Segment>,
     since: Option<Instant>,
+    set: Option<SetNumber>,
 }
 
 struct State {
@@ -104,12 +106,11 @@ pub struct Writer<'a> {
 impl Intake {
     /// An intake whose batches keep to `limits`. The bell is rung when the lane took a batch after a row was refused.
     pub fn new(limits: BatchLimits, tracker: Arc<Tracker>, bell: Arc<Bell>) -> Self {
-        let open = Open { builder: BatchBuilder::default(), segments: Vec::new(), since: None };
         Self {
             limits,
             tracker,
             state: Mutex::new(State {
-                open,
+                open: Open::default(),
                 sealed: Default::default(),
                 closed: false,
                 hurried: false,
@@ -122,7 +123,15 @@ impl Intake {
 
     /// Takes hold of the intake to append rows. Hold it for one run of rows, not longer: the lane waits meanwhile.
     pub fn writer(&self) -> Writer<'_> {
-        Writer { intake: self, state: self.lock(), appended: false }
+        let mut state = self.lock();
+        // What comes after a cut is of the next set, and so of another batch. There is one cut at a time, so that one
+        // sealed batch more is the most that this can make.
+        let filling = self.tracker.sets().map(Sets::filling);
+        if !state.open.builder.is_empty() && state.open.set != filling {
+            let sealed = self.seal(&mut state.open);
+            state.sealed.push_back(sealed);
+        }
+        Writer { intake: self, state, appended: false }
     }
 
     /// No row will come any more. What is there can still be taken.
@@ -191,7 +200,7 @@ impl Intake {
         let segments = std::mem::take(&mut open.segments);
         Delivery {
             batch: open.builder.finish(),
-            token: Token::new(self.tracker.clone(), segments),
+            token: Token::new(self.tracker.clone(), segments, open.set.take()),
             since: open.since.take().expect("a batch that is sealed has a first row"),
         }
     }
@@ -232,6 +241,9 @@ impl Writer<'_> {
             state.sealed.push_back(sealed);
         }
         let open = &mut state.open;
+        if open.builder.is_empty() {
+            open.set = self.intake.tracker.sets().map(Sets::begin);
+        }
         match open.segments.iter_mut().rfind(|segment| segment.slot == origin.slot) {
             Some(segment) => segment.last = origin.offset,
             None => {

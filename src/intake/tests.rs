@@ -1,5 +1,6 @@
 //! The intake's bounds and its timing, on a paused clock.
 
+use futures_util::FutureExt;
 use proptest::prelude::*;
 
 use super::*;
@@ -33,6 +34,34 @@ async fn a_full_intake_refuses_and_rings_when_it_has_room() {
     assert_eq!(tracker.next(slot), Some(0));
     first.token.done();
     assert_eq!(tracker.next(slot), Some(2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cut_parts_what_came_before_from_what_comes_after() {
+    let tracker = Arc::new(Tracker::transactional());
+    let slot = tracker.assign(TopicPartition { topic: "orders".into(), partition: 0 });
+    let limits = BatchLimits { max_events: 10, max_bytes: 1 << 20, max_wait: Duration::ZERO };
+    let intake = Intake::new(limits, tracker.clone(), Arc::new(Bell::default()));
+    let sets = tracker.sets().unwrap();
+    append(&intake, slot, 0, 1).unwrap();
+    append(&intake, slot, 1, 1).unwrap();
+    let first = sets.cut();
+    append(&intake, slot, 2, 1).unwrap();
+    sets.open(first);
+
+    let (before, after) = (intake.take().await.unwrap(), intake.take().await.unwrap());
+    assert_eq!((before.batch.offsets.to_vec(), after.batch.offsets.to_vec()), (vec![0, 1], vec![2]));
+    assert!(before.token.admitted().now_or_never().is_some());
+    assert!(after.token.admitted().now_or_never().is_none(), "its transaction has not begun");
+    assert!(!sets.is_ended(first));
+    before.token.done();
+    assert!(sets.is_ended(first));
+    assert_eq!(tracker.next(slot), Some(2), "what is committed with the first transaction");
+    let second = sets.cut();
+    sets.open(second);
+    assert!(after.token.admitted().now_or_never().is_some());
+    after.token.done();
+    assert!(sets.is_ended(second));
 }
 
 #[tokio::test(start_paused = true)]

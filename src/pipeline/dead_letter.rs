@@ -71,7 +71,7 @@ mod tests {
         let sender = Sender { pipeline: "payment".into(), digest: "ab12".into() };
         let reason = "é".repeat(REASON_BYTES_MAX);
         let failed = FailedRow { row: 0, by: FailedBy::Reject, reason, attempts: 2 };
-        let token = Token::new(tracker, Vec::new());
+        let token = Token::new(tracker, Vec::new(), None);
         let letters = letters(&sender, &batch, &token, &[failed]);
         let letter = letters.row(0);
         assert_eq!((letter.key, letter.value, letter.timestamp), (Some(&b"k"[..]), None, 7));

@@ -130,6 +130,7 @@ impl<T: Transform, S: Sink> Lane<T, S> {
         self.metrics.batches.add(1);
         self.metrics.received.add(delivery.batch.len() as u64);
         let (parts, failed) = self.settle(&delivery.batch).await;
+        delivery.token.admitted().await;
         let mut waiting = Vec::new();
         for routed in route(&parts, self.outputs.len()) {
             let acknowledgement = self.outputs[routed.output].publish(routed.publication.clone()).await?;
