@@ -27,6 +27,8 @@ pub enum BrokerErrorKind {
     TooLarge,
     /// The broker will not take one event, whatever its size; others may pass.
     Refused,
+    /// The transaction has failed. Nothing of it will be seen; what it held is read again.
+    Aborted,
     /// Anything else that ends the pipeline.
     Fatal,
 }

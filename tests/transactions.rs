@@ -42,7 +42,7 @@ fn main() -> ExitCode {
     suite.kafka_and_kcat("aborted_events_and_offsets_are_never_visible", aborted_is_never_visible);
     suite.kafka("the_next_producer_of_an_id_fences_the_one_before", the_next_producer_fences);
     suite.kafka("a_transaction_older_than_its_timeout_is_fenced", too_old_is_fenced);
-    suite.kafka("a_member_of_an_old_generation_must_abort", an_old_generation_must_abort);
+    suite.kafka("an_old_generation_and_a_stranger_commit_nothing", an_old_generation_and_a_stranger_commit_nothing);
     suite.kafka("calls_that_make_no_sense_change_nothing", calls_that_make_no_sense);
     suite.kafka("an_event_that_is_refused_leaves_the_others", a_refused_event_leaves_the_others);
     suite.kafka("a_call_that_is_given_up_can_be_called_again", a_call_is_called_again);
@@ -337,7 +337,7 @@ fn too_old_is_fenced(case: &Case) -> anyhow::Result<()> {
     wait_until(LIMIT, "the new events", || Ok((committed(&client, &topic)? == expected(&[("new", 10)])).then_some(())))
 }
 
-fn an_old_generation_must_abort(case: &Case) -> anyhow::Result<()> {
+fn an_old_generation_and_a_stranger_commit_nothing(case: &Case) -> anyhow::Result<()> {
     let (brokers, client, topic) = (case.kafka()?.brokers(), case.client()?, case.topic("out"));
     client.create_topic(&topic, 2, &[])?;
     let member = Member::join_as(&brokers, &case.topic("in"), Some("one"))?;
@@ -346,7 +346,6 @@ fn an_old_generation_must_abort(case: &Case) -> anyhow::Result<()> {
         let fresh = member.metadata()?;
         ensure!(fresh.instance.as_deref() == Some("one"), "{fresh:?}");
         let zombies = [
-            GroupMetadata { generation: fresh.generation - 1, ..fresh.clone() },
             // Another member has its name.
             GroupMetadata { member: "nobody".into(), ..fresh.clone() },
             GroupMetadata { member: "nobody".into(), instance: None, ..fresh.clone() },
@@ -355,13 +354,17 @@ fn an_old_generation_must_abort(case: &Case) -> anyhow::Result<()> {
             producer.begin()?;
             publish(&producer.sink(&topic), events("zombie", 10)).await?;
             let error = soon(producer.send_offsets(member.next(5), zombie)).await?;
-            ensure!(kind(error)? == TransactionErrorKind::Abortable, "an old generation");
+            ensure!(kind(error)? == TransactionErrorKind::Abortable, "somebody else");
             ensure!(kind(soon(producer.commit()).await?)? == TransactionErrorKind::Abortable, "its commit");
             ensure!(producer.sink(&topic).publish(events("zombie", 1)).await.is_err(), "another event");
             soon(producer.abort()).await??;
         }
         producer.begin()?;
         publish(&producer.sink(&topic), events("good", 10)).await?;
+        let old = GroupMetadata { generation: fresh.generation - 1, ..fresh.clone() };
+        let error = soon(producer.send_offsets(member.next(7), old)).await?;
+        ensure!(kind(error)? == TransactionErrorKind::Generation, "an old generation");
+        ensure!(kind(soon(producer.commit()).await?)? == TransactionErrorKind::Order, "a commit without the offsets");
         soon(producer.send_offsets(member.next(6), fresh)).await??;
         soon(producer.commit()).await??;
         producer.close(LIMIT).await;

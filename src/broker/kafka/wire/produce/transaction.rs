@@ -39,6 +39,10 @@ pub struct TransactionSpec {
 pub enum TransactionErrorKind {
     /// The call makes no sense where the producer is; nothing has changed.
     Order,
+    /// The offsets that were sent were not taken: the group is between two generations, or in a later one than the
+    /// metadata says. The transaction is as it was. If the member still has its partitions, send them again with its
+    /// metadata of now; or abort.
+    Generation,
     /// The transaction has failed: abort it, go back to where it began, and try again.
     Abortable,
     /// Another producer has the transactional id, or the transaction grew older than its timeout. This producer is
@@ -152,7 +156,8 @@ impl TransactionalProducer {
     /// fresh, from the member that read what the transaction holds.
     ///
     /// # Errors
-    /// When the member is not in its group any more (abortable), or the broker refuses.
+    /// When the group is in another generation ([`Generation`](TransactionErrorKind::Generation)), the member is not in
+    /// its group any more (abortable), or the broker refuses.
     pub async fn send_offsets(
         &mut self,
         next: Vec<(TopicPartition, i64)>,

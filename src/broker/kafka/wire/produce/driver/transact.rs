@@ -12,7 +12,7 @@ use crate::broker::kafka::wire::produce::batches::Batches;
 use crate::broker::kafka::wire::produce::coordinator::Coordinators;
 use crate::broker::kafka::wire::produce::transaction::TransactionErrorKind;
 use crate::broker::kafka::wire::produce::transaction::class::{Api, Class, class};
-use crate::broker::kafka::wire::produce::transaction::state::{Answer, Ask, State as Phase, When};
+use crate::broker::kafka::wire::produce::transaction::state::{Answer, Ask, State as Phase, When, worth_another};
 use crate::broker::kafka::wire::record_batch::Producer;
 use crate::broker::kafka::wire::response::ErrorCode;
 use crate::broker::{BrokerError, BrokerErrorKind};
@@ -173,7 +173,11 @@ impl Driver {
         }
         let error = self.not_published(&batch.topic, code);
         match class(Api::Produce, code) {
-            Class::Fenced => transaction.lock().finish(TransactionErrorKind::Fenced, error.clone()),
+            Class::Fenced => {
+                let error = worth_another(error);
+                transaction.lock().finish(TransactionErrorKind::Fenced, error.clone());
+                return Err(error);
+            }
             Class::Fatal => transaction.lock().finish(TransactionErrorKind::Fatal, error.clone()),
             _ => {
                 self.fail_transaction(&error);
@@ -192,7 +196,7 @@ impl Driver {
         }
         let what = if why == Renewal::Id { "the broker does not know this producer" } else { "numbers are missing" };
         let error = BrokerError {
-            kind: BrokerErrorKind::Fatal,
+            kind: BrokerErrorKind::Aborted,
             action: format!("publish to topic {}", batch.topic.name),
             reason: format!("{what}; the transaction must be aborted"),
         };
@@ -258,7 +262,7 @@ impl Driver {
 
 fn aborted(id: &str) -> BrokerError {
     BrokerError {
-        kind: BrokerErrorKind::Fatal,
+        kind: BrokerErrorKind::Aborted,
         action: format!("publish in transaction {id}"),
         reason: "the transaction was aborted".into(),
     }

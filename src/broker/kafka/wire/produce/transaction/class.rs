@@ -34,6 +34,8 @@ pub(in super::super) enum Class {
     Again,
     /// The coordinator is another broker by now: look it up, and ask that one.
     Moved,
+    /// The group is in another generation than the request says: the offsets are not taken, and nothing else happened.
+    Generation,
     /// The transaction must be aborted.
     Abortable {
         /// And numbers or the id are not to be trusted any more: a new epoch must follow (KIP-360).
@@ -73,14 +75,15 @@ fn by_api(api: Api, code: ErrorCode) -> Class {
             Class::Abortable { bump: true }
         }
         ErrorCode::GROUP_AUTHORIZATION_FAILED if api != Api::InitProducerId => Class::Abortable { bump: false },
-        // Of a rebalance: the next generation's member goes on from the committed offsets.
-        ErrorCode::ILLEGAL_GENERATION
-        | ErrorCode::UNKNOWN_MEMBER_ID
-        | ErrorCode::FENCED_INSTANCE_ID
-        | ErrorCode::STALE_MEMBER_EPOCH
-        | ErrorCode::REBALANCE_IN_PROGRESS
+        // A member that goes from one generation to the next keeps its partitions until it says otherwise. Kafka's own
+        // client aborts: it is asked to rebalance by its user, between two transactions.
+        ErrorCode::ILLEGAL_GENERATION | ErrorCode::STALE_MEMBER_EPOCH | ErrorCode::REBALANCE_IN_PROGRESS
             if api == Api::CommitOffsets =>
         {
+            Class::Generation
+        }
+        // Not a member any more: who is goes on from the committed offsets.
+        ErrorCode::UNKNOWN_MEMBER_ID | ErrorCode::FENCED_INSTANCE_ID if api == Api::CommitOffsets => {
             Class::Abortable { bump: false }
         }
         ErrorCode::TRANSACTIONAL_ID_AUTHORIZATION_FAILED | ErrorCode::INVALID_TXN_STATE => Class::Fatal,

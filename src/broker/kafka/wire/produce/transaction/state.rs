@@ -87,6 +87,17 @@ pub(in super::super) enum When {
     LookUp,
 }
 
+/// What made a transaction fail that may be tried again from its beginning: those who wait for it learn no more than
+/// that, unless the same would happen again.
+pub(in super::super) fn worth_another(error: BrokerError) -> BrokerError {
+    use BrokerErrorKind as Kind;
+    let kind = match error.kind {
+        Kind::Denied | Kind::Settings | Kind::UnknownTopic => error.kind,
+        Kind::Unreachable | Kind::TooLarge | Kind::Refused | Kind::Aborted | Kind::Fatal => Kind::Aborted,
+    };
+    BrokerError { kind, ..error }
+}
+
 /// The machine.
 #[derive(Debug)]
 pub(in super::super) struct Machine {
@@ -109,6 +120,10 @@ pub(in super::super) struct Machine {
     joining: Option<Ask>,
     groups: BTreeSet<String>,
     offsets: VecDeque<Arc<Offsets>>,
+    /// Why offsets were not taken, though the transaction can go on; told once.
+    untaken: Option<BrokerError>,
+    /// Offsets that were not taken must be before the transaction may be committed.
+    owes_offsets: bool,
     /// Offsets may still arrive at their coordinator.
     unsure: bool,
     asking: bool,
@@ -133,6 +148,8 @@ impl Machine {
             joining: None,
             groups: BTreeSet::new(),
             offsets: VecDeque::new(),
+            untaken: None,
+            owes_offsets: false,
             unsure: false,
             asking: false,
             ending: false,
@@ -174,6 +191,9 @@ impl Machine {
             (_, State::Abortable(error)) => return Err(error.clone()),
             (Operation::Init, State::Uninitialised) => State::Initialising,
             (Operation::SendOffsets, State::Open) => State::Open,
+            (Operation::Commit, State::Open) if self.owes_offsets => {
+                return Err(self.misused(operation, "offsets were not taken: send them again, or abort"));
+            }
             (Operation::Commit, State::Open) => State::Committing,
             (_, State::Uninitialised | State::Initialising) => {
                 return Err(self.misused(operation, "`init` comes first"));
@@ -213,6 +233,7 @@ impl Machine {
 
     /// Adds offsets to those that are sent.
     pub(in super::super) fn add_offsets(&mut self, offsets: Arc<Offsets>) {
+        self.untaken = None;
         if !self.offsets.contains(&offsets) {
             self.offsets.push_back(offsets);
         }
@@ -223,7 +244,10 @@ impl Machine {
         let outcome = match (&self.state, operation) {
             (State::Finished(error) | State::Abortable(error), _) => Err(error.clone()),
             (State::Ready, Operation::Init | Operation::Commit | Operation::Abort) => Ok(()),
-            (State::Open, Operation::SendOffsets) if self.offsets.is_empty() => Ok(()),
+            (State::Open, Operation::SendOffsets) if self.offsets.is_empty() => match self.untaken.take() {
+                Some(error) => Err(TransactionError { kind: TransactionErrorKind::Generation, error }),
+                None => Ok(()),
+            },
             _ => return None,
         };
         self.operation = None;
@@ -324,6 +348,13 @@ impl Machine {
             Class::Soon => return When::Soon,
             Class::Again => return When::Later,
             Class::Moved => return When::LookUp,
+            Class::Generation => {
+                self.unsure = false;
+                if let Ask::CommitOffsets(offsets) = ask {
+                    self.offsets.retain(|kept| kept != offsets);
+                }
+                (self.untaken, self.owes_offsets) = (Some(self.error(api, code)), true);
+            }
             Class::Abortable { bump } => self.refused(ask, api, code, bump),
             Class::Fenced => self.finish(TransactionErrorKind::Fenced, self.error(api, code)),
             Class::Fatal => self.finish(TransactionErrorKind::Fatal, self.error(api, code)),
@@ -346,7 +377,7 @@ impl Machine {
                 (self.started, self.perhaps, self.joining) = (true, false, None);
             }
             Ask::CommitOffsets(offsets) => {
-                self.unsure = false;
+                (self.unsure, self.owes_offsets) = (false, false);
                 self.offsets.retain(|kept| kept != offsets);
             }
             Ask::End { .. } => self.ended(),
@@ -380,6 +411,7 @@ impl Machine {
         if bump && !self.can_bump {
             self.finish(TransactionErrorKind::Fatal, error);
         } else if !matches!(self.state, State::Aborting | State::Abortable(_)) {
+            let error = worth_another(error);
             self.state = State::Abortable(TransactionError { kind: TransactionErrorKind::Abortable, error });
         }
     }
@@ -387,6 +419,7 @@ impl Machine {
     /// The producer is finished. The first reason counts.
     pub(in super::super) fn finish(&mut self, kind: TransactionErrorKind, error: BrokerError) {
         if !matches!(self.state, State::Finished(_)) {
+            let error = if kind == TransactionErrorKind::Fenced { worth_another(error) } else { error };
             self.state = State::Finished(TransactionError { kind, error });
         }
     }
@@ -400,6 +433,7 @@ impl Machine {
         self.joined.clear();
         self.groups.clear();
         (self.started, self.perhaps, self.ending) = (false, false, false);
+        (self.untaken, self.owes_offsets) = (None, false);
         // A producer that never had an id gets its first.
         let next = if aborted && (self.bump || self.producer.is_none()) { State::Initialising } else { State::Ready };
         (self.state, self.unsure) = (next, false);

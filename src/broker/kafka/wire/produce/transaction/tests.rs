@@ -95,12 +95,30 @@ fn answers_say_when_to_go_on() {
 }
 
 #[test]
-fn an_old_generation_is_aborted_without_a_new_epoch() {
+fn offsets_of_an_old_generation_are_sent_again_before_the_commit() {
     let mut machine = open();
     machine.begin_operation(Operation::SendOffsets).unwrap();
     machine.add_offsets(offsets("g"));
     expect(&mut machine, Ask::AddOffsets(offsets("g")), ErrorCode::NONE);
     expect(&mut machine, Ask::CommitOffsets(offsets("g")), ErrorCode::ILLEGAL_GENERATION);
+    assert_eq!(kind(&mut machine, Operation::SendOffsets), Some(TransactionErrorKind::Generation));
+    machine.publishable().unwrap();
+    assert_eq!(machine.begin_operation(Operation::Commit).unwrap_err().kind, TransactionErrorKind::Order);
+    machine.begin_operation(Operation::SendOffsets).unwrap();
+    machine.add_offsets(offsets("g"));
+    assert!(machine.outcome(Operation::SendOffsets).is_none());
+    expect(&mut machine, Ask::CommitOffsets(offsets("g")), ErrorCode::NONE);
+    machine.outcome(Operation::SendOffsets).unwrap().unwrap();
+    machine.begin_operation(Operation::Commit).unwrap();
+}
+
+#[test]
+fn what_a_stranger_sends_is_aborted_without_a_new_epoch() {
+    let mut machine = open();
+    machine.begin_operation(Operation::SendOffsets).unwrap();
+    machine.add_offsets(offsets("g"));
+    expect(&mut machine, Ask::AddOffsets(offsets("g")), ErrorCode::NONE);
+    expect(&mut machine, Ask::CommitOffsets(offsets("g")), ErrorCode::UNKNOWN_MEMBER_ID);
     assert_eq!(kind(&mut machine, Operation::SendOffsets), Some(TransactionErrorKind::Abortable));
     machine.publishable().unwrap_err();
     assert!(machine.next(true).is_none(), "nothing is asked before the abort");
@@ -253,7 +271,10 @@ fn classes_are_those_of_the_java_client() {
             assert_eq!(class(api, code), abortable(true), "{api:?}");
         }
     }
-    for code in [E::ILLEGAL_GENERATION, E::UNKNOWN_MEMBER_ID, E::FENCED_INSTANCE_ID, E::GROUP_AUTHORIZATION_FAILED] {
+    for code in [E::ILLEGAL_GENERATION, E::STALE_MEMBER_EPOCH, E::REBALANCE_IN_PROGRESS] {
+        assert_eq!(class(Api::CommitOffsets, code), Class::Generation, "{code}");
+    }
+    for code in [E::UNKNOWN_MEMBER_ID, E::FENCED_INSTANCE_ID, E::GROUP_AUTHORIZATION_FAILED] {
         assert_eq!(class(Api::CommitOffsets, code), abortable(false), "{code}");
     }
     assert_eq!(class(Api::CommitOffsets, E::REQUEST_TIMED_OUT), Class::Moved);
