@@ -3,6 +3,7 @@
 
 mod dead_letter;
 mod lane;
+mod plan;
 mod route;
 mod settle;
 mod tap;
@@ -12,20 +13,18 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
-use crate::broker::kafka::{self, Driver, KafkaProducer, KafkaSink, KafkaSource};
-use crate::broker::{BrokerError, Source, SourceContext, SourceEnd};
-use crate::delivery::Tracker;
-use crate::function::{Engine, EngineOptions, Function, LoadError, PassThrough, Transform};
-use crate::intake::{Bell, Intake};
-use crate::pipeline::dead_letter::Sender;
-use crate::pipeline::lane::{Lane, LaneError, LastResort};
-use crate::spec::{ChainSpec, ConnectionSpec, KafkaConnection, PipelineSpec, SourceSpec, TargetSpec};
+use crate::broker::kafka::{self, Driver, KafkaProducer, KafkaSink};
+use crate::broker::{BrokerError, BrokerErrorKind, Source, SourceContext, SourceEnd};
+use crate::function::{Engine, EngineOptions, Function, LoadError, Transform};
+use crate::pipeline::lane::{Lane, LaneError};
+use crate::pipeline::plan::{AnyLane, Built, Plan};
+use crate::spec::{ChainSpec, ConnectionSpec, PipelineSpec};
 use crate::telemetry::metrics::PipelineMetrics;
 
 pub use tap::{Tap, tap};
@@ -33,8 +32,10 @@ pub use topology::Topology;
 
 /// How long the broker may take to answer before the chain runs.
 const PREPARE_TIMEOUT: Duration = Duration::from_secs(15);
-/// How long it may take to tell the settings of topics, which a chain can do without.
-const SETTINGS_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long to wait before a pipeline whose transaction has failed begins anew; it doubles with each time in a row.
+const REBUILD_PAUSE_MIN: Duration = Duration::from_millis(100);
+/// The longest such wait. A pipeline that ran longer than this begins with the shortest.
+const REBUILD_PAUSE_MAX: Duration = Duration::from_secs(10);
 /// How long a producer may take to hand over what is left when its pipeline ends in an orderly way.
 const PRODUCER_CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -150,9 +151,11 @@ pub async fn start(chains: &[ChainSpec], options: &RunOptions, stop: Cancellatio
         functions.push(load(chain, pipeline, engine.as_ref()).await?.map(Arc::new));
     }
     prepare_topics(chains).await?;
-    let mut built = Vec::new();
-    for ((spec, pipeline), function) in topology.pipelines().zip(functions) {
-        built.push(build(spec, pipeline, function, &stop, options.drain_timeout).await?);
+    let mut plans = Vec::new();
+    for ((chain, spec), function) in topology.pipelines().zip(functions) {
+        let plan = Plan::new(chain, spec, function, stop.clone(), options.drain_timeout);
+        let built = plan.build().await.map_err(|error| StartError::Broker(vec![error]))?;
+        plans.push((plan, built));
     }
 
     let ticking = Arc::new(AtomicBool::new(true));
@@ -160,15 +163,15 @@ pub async fn start(chains: &[ChainSpec], options: &RunOptions, stop: Cancellatio
         spawn_ticker(engine, ticking.clone());
     }
     let mut chain = Chain { pipelines: Vec::new(), running: JoinSet::new(), stop, ticking };
-    let ended: Vec<CancellationToken> = built.iter().map(|_| CancellationToken::new()).collect();
-    for (index, built) in built.into_iter().enumerate() {
+    let ended: Vec<CancellationToken> = plans.iter().map(|_| CancellationToken::new()).collect();
+    for (index, (plan, built)) in plans.into_iter().enumerate() {
         let upstream = topology.upstream(index).iter().map(|&at| ended[at].clone()).collect();
         let caught_up = options.until_caught_up.then_some(upstream);
-        chain.pipelines.push((built.name.clone(), built.metrics.clone()));
+        chain.pipelines.push((plan.name().to_owned(), plan.metrics.clone()));
         let ended = ended[index].clone().drop_guard();
         chain.running.spawn(async move {
             let _ended = ended;
-            built.run(caught_up).await
+            run(plan, built, caught_up).await
         });
     }
     Ok(chain)
@@ -207,38 +210,59 @@ impl Drop for Chain {
     }
 }
 
-/// A pipeline's producers, one for each connection that it publishes to, and what must be run for them.
-#[derive(Default)]
-struct Producers {
-    by_connection: BTreeMap<String, KafkaProducer>,
-    drivers: Vec<Driver>,
+/// Runs a pipeline until it is stopped, or caught up after these upstream pipelines have ended. One whose transaction
+/// has failed is built anew: nothing of it was seen, and everything that it held is read again.
+async fn run(plan: Plan, first: Built, caught_up: Option<Vec<CancellationToken>>) -> Result<(), RunError> {
+    let (mut built, mut pause) = (first, REBUILD_PAUSE_MIN);
+    loop {
+        let begun = Instant::now();
+        let error = match built.run(caught_up.clone()).await {
+            Err(error) if error.is_aborted() && !plan.stop.is_cancelled() => error,
+            ended => return ended,
+        };
+        if begun.elapsed() > REBUILD_PAUSE_MAX {
+            pause = REBUILD_PAUSE_MIN;
+        }
+        tracing::warn!("{error}; what the transaction held is processed again");
+        tokio::select! {
+            () = tokio::time::sleep(pause) => pause = (pause * 2).min(REBUILD_PAUSE_MAX),
+            () = plan.stop.cancelled() => return Err(error),
+        }
+        built = plan.build().await.map_err(|source| RunError::Source { pipeline: plan.name().to_owned(), source })?;
+    }
 }
 
-/// A pipeline that is ready to run.
-struct Built {
-    name: String,
-    source: KafkaSource,
-    lanes: Vec<AnyLane>,
-    producers: Producers,
-    metrics: Arc<PipelineMetrics>,
-    intakes: Vec<Arc<Intake>>,
-    tracker: Arc<Tracker>,
-    bell: Arc<Bell>,
-    stop: CancellationToken,
-    drain_timeout: Duration,
-}
+impl RunError {
+    /// Whether a transaction has failed, and trying again is all that is needed.
+    fn is_aborted(&self) -> bool {
+        matches!(self.broker_error(), Some(BrokerErrorKind::Aborted))
+    }
 
-/// Lanes are generic, so that tests run them without a sandbox; what runs here is one of two.
-enum AnyLane {
-    Function(Lane<Function, KafkaSink>),
-    PassThrough(Lane<PassThrough, KafkaSink>),
+    fn broker_error(&self) -> Option<BrokerErrorKind> {
+        match self {
+            Self::Lane { source: LaneError::Broker(source), .. } | Self::Source { source, .. } => Some(source.kind),
+            _ => None,
+        }
+    }
+
+    /// Which of two failures of one pipeline is the cause: the first, unless it may follow from the other. Where a
+    /// transaction has failed, others learn no more than that their producer was closed; and where something else has
+    /// failed, its transaction fails too.
+    fn or(self, later: Self) -> Self {
+        let weight = |error: &Self| match error.broker_error() {
+            Some(BrokerErrorKind::Fatal) => 0,
+            Some(BrokerErrorKind::Aborted) => 1,
+            _ => 2,
+        };
+        if weight(&later) > weight(&self) { later } else { self }
+    }
 }
 
 impl Built {
     /// Runs until stopped, or until caught up after these upstream pipelines have ended.
     async fn run(self, caught_up: Option<Vec<CancellationToken>>) -> Result<(), RunError> {
-        let Self { name, source, lanes, producers, intakes, tracker, bell, stop, drain_timeout, metrics: _ } = self;
-        let stop = stop.child_token();
+        let Self { name, source, lanes, producers, drivers, intakes, tracker, bell, stop, drain_timeout } = self;
+        let (stop, transactional) = (stop.child_token(), tracker.sets().is_some());
         let take_the_end = CancellationToken::new();
         let context = SourceContext {
             intakes,
@@ -250,9 +274,14 @@ impl Built {
         };
         let mut source = spawn_source(&name, source, context);
         let mut tasks = spawn_lanes(lanes);
-        let Producers { by_connection: producers, drivers } = producers;
         let mut drivers = spawn_drivers(&name, drivers);
-        let mut failure = None;
+        let mut failure: Option<RunError> = None;
+        let note = |failure: &mut Option<RunError>, error: RunError| {
+            *failure = Some(match failure.take() {
+                Some(first) => first.or(error),
+                None => error,
+            });
+        };
         let mut upstream = std::pin::pin!(async {
             for ended in caught_up.into_iter().flatten() {
                 ended.cancelled().await;
@@ -266,15 +295,18 @@ impl Built {
                 end = &mut source => break end,
                 Some(lane) = tasks.join_next() => {
                     if let Some(error) = lane_error(&name, lane) {
-                        failure.get_or_insert(error);
+                        note(&mut failure, error);
                         stop.cancel();
                         tasks.abort_all();
                     }
                 }
                 Some(driver) = drivers.join_next() => {
-                    // It runs until its producer is closed, which is not yet.
+                    // It runs until its producer is closed: by the source where that has it, and else not yet.
+                    if transactional && driver.is_ok() {
+                        continue;
+                    }
                     let reason = driver.err().map_or_else(|| "it returned".to_owned(), |error| error.to_string());
-                    failure.get_or_insert(RunError::Panic { pipeline: name.clone(), task: "a producer", reason });
+                    note(&mut failure, RunError::Panic { pipeline: name.clone(), task: "a producer", reason });
                     stop.cancel();
                     tasks.abort_all();
                 }
@@ -287,7 +319,7 @@ impl Built {
         };
         if let Some(error) = source_error(&name, end, drain_timeout) {
             tasks.abort_all();
-            failure.get_or_insert(error);
+            note(&mut failure, error);
         }
         let deadline = tokio::time::Instant::now() + LANES_END_TIMEOUT;
         loop {
@@ -295,7 +327,7 @@ impl Built {
                 Ok(None) => break,
                 Ok(Some(lane)) => {
                     if let Some(error) = lane_error(&name, lane) {
-                        failure.get_or_insert(error);
+                        note(&mut failure, error);
                     }
                 }
                 // What is left is of partitions that were lost: others process it, and it must not hold the end up.
@@ -310,71 +342,6 @@ impl Built {
     }
 }
 
-async fn build(
-    chain: &ChainSpec,
-    spec: &PipelineSpec,
-    function: Option<Arc<Function>>,
-    stop: &CancellationToken,
-    drain_timeout: Duration,
-) -> Result<Built, StartError> {
-    let broker = |error| StartError::Broker(vec![error]);
-    let SourceSpec::Kafka(source) = &spec.source;
-    let client = format!("fluxmill-{}-{}", chain.name, spec.name);
-    let producers = connect_producers(chain, spec, &client).await.map_err(broker)?;
-    let sink = |TargetSpec::Kafka { connection, topic }: &TargetSpec| producers.by_connection[connection].sink(topic);
-    let metrics = Arc::new(PipelineMetrics::new(spec.outputs.len()));
-    let (tracker, bell) = (Arc::new(Tracker::default()), Arc::new(Bell::default()));
-    let mut intakes = Vec::with_capacity(spec.lanes);
-    let mut lanes = Vec::with_capacity(spec.lanes);
-    for _ in 0..spec.lanes {
-        let intake = Arc::new(Intake::new(spec.batch, tracker.clone(), bell.clone()));
-        intakes.push(intake.clone());
-        let outputs = spec.outputs.iter().map(|output| sink(&output.target)).collect();
-        let last_resort = match &spec.on_error.then {
-            crate::spec::LastResort::DeadLetter(target) => LastResort::DeadLetter(sink(target)),
-            crate::spec::LastResort::Stop => LastResort::Stop,
-            crate::spec::LastResort::Drop => LastResort::Drop,
-        };
-        let digest = function.as_ref().map_or_else(String::new, |function| function.digest().to_owned());
-        let sender = Sender { pipeline: spec.name.clone(), digest };
-        let (metrics, retry) = (metrics.clone(), spec.on_error.retry);
-        lanes.push(match &function {
-            Some(function) => {
-                let transform = function.clone();
-                AnyLane::Function(Lane { intake, transform, outputs, retry, last_resort, sender, metrics })
-            }
-            None => {
-                let transform = Arc::new(PassThrough);
-                AnyLane::PassThrough(Lane { intake, transform, outputs, retry, last_resort, sender, metrics })
-            }
-        });
-    }
-    let source = KafkaSource::new(kafka_connection(chain, &source.connection), source, &client).map_err(broker)?;
-    let (name, stop) = (spec.name.clone(), stop.clone());
-    Ok(Built { name, source, lanes, producers, metrics, intakes, tracker, bell, stop, drain_timeout })
-}
-
-async fn connect_producers(chain: &ChainSpec, spec: &PipelineSpec, client: &str) -> Result<Producers, BrokerError> {
-    let mut topics: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
-    for TargetSpec::Kafka { connection, topic } in spec.targets() {
-        topics.entry(connection).or_default().push(topic);
-    }
-    let mut producers = Producers::default();
-    for (name, topics) in topics {
-        let connection = kafka_connection(chain, name);
-        let connection = kafka::admin::with_fitting_batches(connection, &topics, SETTINGS_TIMEOUT).await;
-        let (producer, driver) = KafkaProducer::connect(&connection, client)?;
-        producers.by_connection.insert(name.to_owned(), producer);
-        producers.drivers.extend(driver);
-    }
-    Ok(producers)
-}
-
-fn kafka_connection<'a>(chain: &'a ChainSpec, connection: &str) -> &'a KafkaConnection {
-    let ConnectionSpec::Kafka(connection) = &chain.connections[connection];
-    connection
-}
-
 /// Creates the topics that are listed and missing, and makes sure that all others exist.
 async fn prepare_topics(chains: &[ChainSpec]) -> Result<(), StartError> {
     let mut errors = Vec::new();
@@ -384,8 +351,9 @@ async fn prepare_topics(chains: &[ChainSpec]) -> Result<(), StartError> {
             if used.is_empty() {
                 continue;
             }
-            tracing::info!(connection = name, brokers = kafka_connection(chain, name).brokers.join(","), "connecting");
-            match kafka::admin::prepare(kafka_connection(chain, name), &create, &used, PREPARE_TIMEOUT).await {
+            let ConnectionSpec::Kafka(connection) = &chain.connections[name];
+            tracing::info!(connection = name, brokers = connection.brokers.join(","), "connecting");
+            match kafka::admin::prepare(connection, &create, &used, PREPARE_TIMEOUT).await {
                 Ok(created) if created.is_empty() => {}
                 Ok(created) => tracing::info!(topics = created.join(", "), "created missing topics"),
                 Err(more) => errors.extend(more),

@@ -80,6 +80,8 @@ pub struct ColumnarSettings {
     pub request_timeout: Duration,
     /// `socket.timeout.ms`: how long an answer may take, on top of what the request lets the broker wait.
     pub socket_timeout: Duration,
+    /// `transaction.timeout.ms`: how long a transaction may take before the broker aborts it.
+    pub transaction_timeout: Duration,
     /// `socket.connection.setup.timeout.ms`: how long a connection may take to be set up.
     pub connect_timeout: Duration,
     /// `reconnect.backoff.ms` and `reconnect.backoff.max.ms`: the first and the longest wait before another attempt.
@@ -106,6 +108,7 @@ pub const DATA_PROPERTIES: &[&str] = &[
     "message.max.bytes",
     "queue.buffering.max.kbytes",
     "request.timeout.ms",
+    "transaction.timeout.ms",
 ];
 
 impl Default for ColumnarSettings {
@@ -124,6 +127,7 @@ impl Default for ColumnarSettings {
             buffer_bytes: 64 << 20,
             request_timeout: Duration::from_secs(30),
             socket_timeout: Duration::from_secs(30),
+            transaction_timeout: Duration::from_secs(60),
             connect_timeout: Duration::from_secs(10),
             reconnect_backoff: (Duration::from_millis(100), Duration::from_secs(2)),
             metadata_age_max: Duration::from_secs(300),
@@ -319,6 +323,9 @@ pub enum Order {
 pub enum Guarantee {
     /// Nothing is lost; after a crash some events are published twice.
     AtLeastOnce,
+    /// What an event became and its offset are committed in one transaction: for those who read committed events only,
+    /// each event has its effect once, crashes or not.
+    ExactlyOnce,
 }
 
 /// A function and what it may use.
@@ -355,7 +362,7 @@ pub struct OutputSpec {
 }
 
 /// Where events are published.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum TargetSpec {
     /// A Kafka topic.
     Kafka {

@@ -12,6 +12,7 @@ pub(crate) mod kafka;
 pub(crate) mod kcat;
 pub(crate) mod process;
 pub(crate) mod proxy;
+pub(crate) mod setup;
 pub(crate) mod suite;
 pub(crate) mod transactions;
 pub(crate) mod wait;

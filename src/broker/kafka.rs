@@ -29,7 +29,7 @@ use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use crate::broker::{BrokerError, BrokerErrorKind};
 use crate::spec::{DATA_PROPERTIES, KafkaClient, KafkaConnection, KafkaSourceSpec, SaslSpec};
 
-pub use either::{KafkaProducer, KafkaSink, KafkaSource};
+pub use either::{KafkaProducer, KafkaSink, KafkaSource, transactional};
 pub use group::GroupMetadata;
 pub use librdkafka::{LibrdkafkaProducer, LibrdkafkaSink};
 pub use wire::{ColumnarSink, Driver, TransactionError, TransactionErrorKind, TransactionSpec, TransactionalProducer};

@@ -17,6 +17,25 @@ use crate::spec::{
 /// Characters of settings in one line.
 const SETTINGS_WIDTH: usize = 100;
 
+const AT_LEAST_ONCE: &str = "  guarantee: at least once
+  A crash loses nothing: an offset is committed only when every event up to it was published and acknowledged by
+  all in-sync replicas, dropped by the function, or ended as below. Events after the last commit are run again, so
+  some are published twice. A stop that drains in time repeats none.
+  Order: events of a partition are run and published in order; an event that waits for its retry holds those
+  behind it. After a crash an older event may appear again behind newer ones.
+  Readers see events as soon as they are published, and must expect doubled ones; each keeps its key.
+";
+const EXACTLY_ONCE: &str =
+    "  guarantee: exactly once, for readers of committed events (`isolation.level=read_committed`)
+  What events became, their dead letters and their offsets are committed together, in a transaction for each tenth of
+  a second. A crash undoes the transaction that was open, and its events are run again; what was undone is never seen.
+  Readers of uncommitted events see it, and then its events once more.
+  Order: events of a partition are run and published in order; an event that waits for its retry holds those
+  behind it, and the transaction that it is in.
+  Readers see events when their transaction is committed: about a tenth of a second later, or as long as the slowest
+  batch takes.
+";
+
 /// Print what a pipeline file means: every default, and what is promised.
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -230,7 +249,6 @@ fn target(target: &TargetSpec) -> String {
 
 /// What is promised, as sentences.
 fn explain_guarantee(out: &mut String, pipeline: &PipelineSpec) {
-    let Guarantee::AtLeastOnce = pipeline.guarantee;
     let attempts = pipeline.on_error.retry.attempts;
     let again =
         if attempts == 1 { String::new() } else { format!("is run again, up to {attempts} calls in all; then it ") };
@@ -257,15 +275,13 @@ fn explain_guarantee(out: &mut String, pipeline: &PipelineSpec) {
         }
         None => "",
     };
+    let guarantee = match pipeline.guarantee {
+        Guarantee::AtLeastOnce => AT_LEAST_ONCE,
+        Guarantee::ExactlyOnce => EXACTLY_ONCE,
+    };
     let _ = write!(
         out,
-        "  guarantee: at least once\n  \
-         A crash loses nothing: an offset is committed only when every event up to it was published and acknowledged by\n  \
-         all in-sync replicas, dropped by the function, or ended as below. Events after the last commit are run again, so\n  \
-         some are published twice. A stop that drains in time repeats none.\n  \
-         Order: events of a partition are run and published in order; an event that waits for its retry holds those\n  \
-         behind it. After a crash an older event may appear again behind newer ones.\n  \
-         Readers see events as soon as they are published, and must expect doubled ones; each keeps its key.\n  \
+        "{guarantee}  \
          An event that may pass later {again}{failed}.\n  \
          An event that the function rejects {failed}. {held}\n{faults}",
     );

@@ -121,6 +121,8 @@ kinds! {
     SharedGroup => "config::shared_group",
     /// A pipeline reads what it writes.
     OwnInput => "config::reads_its_output",
+    /// `delivery: exactly_once` where it cannot be kept.
+    ExactlyOnce => "config::exactly_once",
     /// Pipelines form a loop.
     Loop => "config::loop",
     /// A dead letter that is an input.

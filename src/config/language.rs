@@ -349,8 +349,10 @@ words! {
     enum Delivery {
         /// nothing is lost; after a crash some events are published twice
         AtLeastOnce = "at_least_once",
+        /// what events became and their offsets are committed together; for readers with `isolation.level=read_committed`. Needs `client: columnar`, and input, outputs and dead letters on one connection
+        ExactlyOnce = "exactly_once",
     }
-    later { "exactly_once" => "at_least_once", }
+    later {}
 
     /// A last resort in one word.
     enum LastWord {

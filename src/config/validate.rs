@@ -8,6 +8,7 @@ pub(crate) mod librdkafka;
 mod names;
 pub(crate) mod properties;
 mod together;
+mod transactions;
 mod wiring;
 
 use std::collections::BTreeMap;
@@ -82,6 +83,9 @@ impl Validator<'_> {
                 if pipeline.value.as_ref().is_some_and(uses_default_dead_letter) && !topics.iter().any(is_listed) {
                     topics.push(topic);
                 }
+            }
+            if let (Some(made), Some(value)) = (&made, &pipeline.value) {
+                self.mistakes.extend(transactions::check(made, &connections, &value.delivery.span));
             }
             pipelines.extend(made);
         }
@@ -207,7 +211,10 @@ impl Validator<'_> {
             },
             order: pipeline.order.value.map(|OrderWord::Partition| spec::Order::Partition)?,
             lanes,
-            guarantee: pipeline.delivery.value.map(|Delivery::AtLeastOnce| spec::Guarantee::AtLeastOnce)?,
+            guarantee: pipeline.delivery.value.map(|delivery| match delivery {
+                Delivery::AtLeastOnce => spec::Guarantee::AtLeastOnce,
+                Delivery::ExactlyOnce => spec::Guarantee::ExactlyOnce,
+            })?,
             function: function.map_or(Some(None), |function| function.map(Some))?,
             outputs: outputs?,
             on_error: on_error?,

@@ -21,6 +21,8 @@ pub(crate) struct Chain {
     pub(crate) connection: Vec<String>,
     /// What the connection says about its client.
     pub(crate) client: Option<String>,
+    /// The static member of the consumer group.
+    pub(crate) instance: Option<&'static str>,
     /// Further lines for the pipeline, such as `lanes: 2`.
     pub(crate) pipeline: Vec<String>,
     /// Further lines for the function, such as `limits: { timeout: 1s }`.
@@ -40,7 +42,8 @@ impl Chain {
         }
         let Self { from, to, dead, .. } = self;
         text += "pipelines:\n  main:\n";
-        text += &format!("    from: {{ kafka: {{ topics: [{from}], group: {from} }} }}\n");
+        let instance = self.instance.map_or(String::new(), |instance| format!(", instance: {instance}"));
+        text += &format!("    from: {{ kafka: {{ topics: [{from}], group: {from}{instance} }} }}\n");
         if let Some(wasm) = &self.wasm {
             text += &format!("    function:\n      wasm: {}\n", wasm.display());
             for line in &self.function {

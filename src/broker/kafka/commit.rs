@@ -4,6 +4,8 @@
 //! is sent again even when no watermark moves any more; not at once, since a group that is rebalancing refuses in
 //! microseconds.
 
+mod transactions;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,7 +16,9 @@ use rdkafka::{Offset, TopicPartitionList};
 use super::client::Consumer;
 use super::{error, ffi};
 use crate::broker::{BrokerError, BrokerErrorKind};
-use crate::delivery::TopicPartition;
+use crate::delivery::{TopicPartition, Tracker};
+
+pub(super) use transactions::{Transactions, gone};
 
 /// How long after a commit failed the next one may be sent.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -45,6 +49,13 @@ impl Commits {
     /// `next` is to be committed.
     pub(super) fn want(&mut self, partition: TopicPartition, next: i64) {
         self.wanted.insert(partition, next);
+    }
+
+    /// What has moved on is to be committed.
+    pub(super) fn note(&mut self, tracker: &Tracker) {
+        for progress in tracker.progress() {
+            self.want(progress.partition, progress.next);
+        }
     }
 
     /// These are not ours any more.
@@ -107,10 +118,7 @@ impl Commits {
             failed = failed.or(own);
             if let (None, None, Offset::Offset(next)) = (whole, own, element.offset()) {
                 let partition = TopicPartition { topic: Arc::from(element.topic()), partition: element.partition() };
-                // What moved on since it was sent stays wanted.
-                if self.wanted.get(&partition).is_some_and(|wanted| *wanted <= next) {
-                    self.wanted.remove(&partition);
-                }
+                self.committed(&partition, next);
             }
         }
         self.sent = None;
@@ -122,6 +130,25 @@ impl Commits {
             return Ok(Committed::Whole);
         };
         self.failure(code, action)
+    }
+
+    /// Everything that is wanted is about to be committed in a transaction.
+    fn begin(&mut self) -> Vec<(TopicPartition, i64)> {
+        self.sent = Some(self.wanted.keys().cloned().collect());
+        self.wanted.iter().map(|(partition, next)| (partition.clone(), *next)).collect()
+    }
+
+    /// That transaction is committed.
+    fn end(&mut self, offsets: Vec<(TopicPartition, i64)>) {
+        offsets.iter().for_each(|(partition, next)| self.committed(partition, *next));
+        self.sent = None;
+    }
+
+    fn committed(&mut self, partition: &TopicPartition, next: i64) {
+        // What moved on since it was sent stays wanted.
+        if self.wanted.get(partition).is_some_and(|wanted| *wanted <= next) {
+            self.wanted.remove(partition);
+        }
     }
 
     fn failure(&mut self, code: RDKafkaErrorCode, action: &str) -> Result<Committed, BrokerError> {

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use super::librdkafka::{LibrdkafkaProducer, LibrdkafkaSink, LibrdkafkaSource};
-use super::wire::{ColumnarProducer, ColumnarSink, ColumnarSource, Driver};
-use crate::broker::{Acknowledgement, BrokerError, Sink, Source, SourceContext, SourceEnd};
+use super::wire::{ColumnarProducer, ColumnarSink, ColumnarSource, Driver, TransactionSpec, TransactionalProducer};
+use crate::broker::{Acknowledgement, BrokerError, BrokerErrorKind, Sink, Source, SourceContext, SourceEnd};
 use crate::event::Publication;
 use crate::spec::{KafkaClient, KafkaConnection, KafkaSourceSpec};
 
@@ -30,6 +30,44 @@ impl KafkaSource {
             }
             KafkaClient::Librdkafka => Self::Librdkafka(LibrdkafkaSource::new(connection, spec, client_id)?),
         })
+    }
+
+    /// Commits offsets in this producer's transactions, with what its sinks publish. The tracker that the source runs
+    /// with must be [transactional](crate::delivery::Tracker::transactional).
+    ///
+    /// # Errors
+    /// When the source is librdkafka's, which has no transactions here.
+    pub fn with_transactions(self, producer: TransactionalProducer) -> Result<Self, BrokerError> {
+        match self {
+            Self::Columnar(source) => Ok(Self::Columnar(source.with_transactions(producer))),
+            Self::Librdkafka(_) => Err(no_transactions()),
+        }
+    }
+}
+
+/// Sets a producer of transactions up under this transactional id, and the driver that must be run for it.
+///
+/// # Errors
+/// When a setting is not accepted, and for `client: librdkafka`.
+pub fn transactional(
+    connection: &KafkaConnection,
+    client_id: &str,
+    id: &str,
+) -> Result<(TransactionalProducer, Driver), BrokerError> {
+    match &connection.client {
+        KafkaClient::Columnar(settings) => {
+            let spec = TransactionSpec { id: id.to_owned(), timeout: settings.transaction_timeout };
+            TransactionalProducer::new(connection, settings, client_id, spec)
+        }
+        KafkaClient::Librdkafka => Err(no_transactions()),
+    }
+}
+
+fn no_transactions() -> BrokerError {
+    BrokerError {
+        kind: BrokerErrorKind::Settings,
+        action: "publish in transactions".into(),
+        reason: "`client: librdkafka` has none here; write `client: columnar`".into(),
     }
 }
 

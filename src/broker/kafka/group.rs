@@ -14,7 +14,7 @@ use rdkafka::error::KafkaError;
 use rdkafka::message::BorrowedMessage;
 
 use super::client::{Attached, Consumer, Note, Notes, Reach};
-use super::commit::{Commits, Committed};
+use super::commit::{Commits, Committed, Transactions, gone};
 use super::error;
 use super::ffi;
 use super::health::Health;
@@ -29,6 +29,8 @@ use crate::spec::{KafkaConnection, KafkaSourceSpec, StartOffset};
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often progress is committed.
 const COMMIT_INTERVAL: Duration = Duration::from_millis(200);
+/// How often a transaction is cut off: how long what it holds waits to be seen, at the least.
+const TRANSACTION_INTERVAL: Duration = Duration::from_millis(100);
 /// How long the last commit of a partition may take after its events have ended.
 const LAST_COMMIT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long to wait after start offsets could not be looked up.
@@ -129,6 +131,8 @@ pub(super) struct Group {
     retry_at: Option<Instant>,
     revoking: Option<Revoking>,
     commits: Commits,
+    /// By which offsets are committed; none when they are committed by themselves.
+    transactions: Option<Transactions>,
     commit_at: Instant,
     commit_action: String,
     drain_timeout: Duration,
@@ -145,6 +149,7 @@ impl Group {
         spec: &KafkaSourceSpec,
         client_id: &str,
         context: &SourceContext,
+        transactions: Option<Transactions>,
     ) -> Result<Self, BrokerError> {
         let address = super::address(connection);
         let config = super::consumer(connection, spec, client_id, context.caught_up.is_some());
@@ -172,6 +177,7 @@ impl Group {
             retry_at: None,
             revoking: None,
             commits: Commits::default(),
+            transactions,
             commit_at: Instant::now() + COMMIT_INTERVAL,
             commit_action: format!("commit offsets of group {} on {address}", spec.group),
             // The broker takes a member that does not answer a rebalance within its poll interval for dead.
@@ -208,7 +214,7 @@ impl Group {
     /// Everything of this partition up to `next` has ended, though the tracker cannot know.
     pub(super) fn passed(&mut self, partition: &TopicPartition, next: i64) {
         // What the tracker knows comes first: it is less.
-        self.note_progress();
+        self.commits.note(&self.tracker);
         self.commits.want(partition.clone(), next);
     }
 
@@ -236,11 +242,23 @@ impl Group {
         self.rebalance(plane)?;
         self.health.check(&self.consumer)?;
         let now = Instant::now();
-        if now >= self.commit_at {
-            self.commit_at = now + COMMIT_INTERVAL;
+        if now >= self.commit_at || self.is_due() {
             self.commit()?;
         }
         Ok(())
+    }
+
+    /// Whether a transaction can be taken further now.
+    pub(super) fn is_due(&self) -> bool {
+        self.transactions.as_ref().is_some_and(Transactions::is_due)
+    }
+
+    /// Waits until a transaction that is being committed has ended. Cancel-safe.
+    pub(super) async fn committed(&mut self) {
+        match &mut self.transactions {
+            Some(transactions) => transactions.moved().await,
+            None => std::future::pending().await,
+        }
     }
 
     /// Whether everything that was taken has ended.
@@ -269,11 +287,14 @@ impl Group {
     }
 
     /// As [`Group::pause`], for a source that is a task.
-    pub(super) async fn rest(&self, draining: bool) {
-        let awaits_end = (draining || self.revoking.is_some()) && !self.waits_in_vain();
+    pub(super) async fn rest(&mut self, draining: bool) {
+        let closing = self.transactions.as_ref().is_some_and(|transactions| !transactions.is_settled());
+        let awaits_end = (draining || closing || self.revoking.is_some()) && !self.waits_in_vain();
+        let (bell, tracker) = (self.bell.clone(), self.tracker.clone());
         tokio::select! {
-            () = self.bell.rung() => {}
-            () = self.tracker.change(), if awaits_end => {}
+            () = bell.rung() => {}
+            () = tracker.change(), if awaits_end => {}
+            () = self.committed() => {}
             () = tokio::time::sleep(IDLE_WAIT) => {}
         }
     }
@@ -302,6 +323,34 @@ impl Group {
         }
     }
 
+    /// As [`Group::commit_all`], for a source that is a task.
+    ///
+    /// # Errors
+    /// When the broker refuses for good, or the transaction has failed.
+    pub(super) async fn all_committed(&mut self, plane: &mut impl Plane, until: Instant) -> Result<bool, BrokerError> {
+        let until = until.max(Instant::now() + LAST_COMMIT_TIMEOUT);
+        loop {
+            self.commit()?;
+            if self.commits.is_settled() && self.transactions.as_ref().is_none_or(Transactions::is_settled) {
+                return Ok(true);
+            }
+            if Instant::now() >= until {
+                return Ok(false);
+            }
+            self.rest(false).await;
+            self.serve(plane)?;
+        }
+    }
+
+    /// Leaves the group, and aborts a transaction that was left open.
+    pub(super) async fn close(mut self) {
+        let transactions = self.transactions.take();
+        drop(self);
+        if let Some(transactions) = transactions {
+            transactions.close().await;
+        }
+    }
+
     fn act(&mut self, note: Note) -> Result<(), BrokerError> {
         match note {
             Note::Assign(_) | Note::Revoke { .. } => self.rebalances.push_back(note),
@@ -322,15 +371,24 @@ impl Group {
         Ok(())
     }
 
-    fn note_progress(&mut self) {
-        for progress in self.tracker.progress() {
-            self.commits.want(progress.partition, progress.next);
-        }
-    }
-
     fn commit(&mut self) -> Result<(), BrokerError> {
-        self.note_progress();
-        self.commits.send(&self.consumer, Instant::now(), &self.commit_action)
+        let now = Instant::now();
+        let Some(transactions) = &mut self.transactions else {
+            self.commit_at = now + COMMIT_INTERVAL;
+            self.commits.note(&self.tracker);
+            return self.commits.send(&self.consumer, now, &self.commit_action);
+        };
+        if self.tracker.abandoned() > 0 {
+            return Err(gone("events of it will not end"));
+        }
+        let committed = transactions.advance(&mut self.commits, || GroupMetadata::of(&self.consumer))?;
+        if committed {
+            self.health.works();
+        }
+        if transactions.is_settled() {
+            self.commit_at = now + TRANSACTION_INTERVAL;
+        }
+        Ok(())
     }
 
     /// Answers rebalances, one after the other, as far as they can be answered now.
@@ -391,6 +449,11 @@ impl Group {
         }
         self.answer(true, &partitions)?;
         plane.begun(&self.consumer, &partitions)?;
+        if let Some(transactions) = &mut self.transactions
+            && partitions.count() > 0
+        {
+            transactions.joined(GroupMetadata::of(&self.consumer))?;
+        }
         tracing::debug!(target: "fluxmill::kafka", "assigned {partitions:?}");
         Ok(None)
     }
@@ -423,7 +486,10 @@ impl Group {
             self.commits.forget(&names);
         }
         self.revoking = Some(Revoking { partitions, slots, names, drain_until, commit_until });
-        Ok(())
+        match self.transactions {
+            Some(_) if lost => Err(gone("partitions were lost whose events it may hold")),
+            _ => Ok(()),
+        }
     }
 
     /// Lets go of revoked partitions once they have drained and are committed, or the time is up; true when it did.
@@ -434,12 +500,16 @@ impl Group {
         if !drained && !self.waits_in_vain() && now < revoking.drain_until {
             return Ok(false);
         }
-        if now < revoking.commit_until {
+        let commit_until = revoking.commit_until;
+        if now < commit_until {
             let names = revoking.names.clone();
             self.commit()?;
             if self.commits.owes(&names) {
                 return Ok(false);
             }
+        }
+        if self.transactions.is_some() && (!drained || now >= commit_until) {
+            return Err(gone("partitions are taken away whose events it holds"));
         }
         let Some(revoking) = self.revoking.take() else { return Ok(true) };
         if !drained {

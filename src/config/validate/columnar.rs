@@ -163,6 +163,13 @@ pub(crate) const HONOURED: &[Honoured] = &[
         set: |settings, text| settings.socket_timeout = millis(text),
     },
     Honoured {
+        name: "transaction.timeout.ms",
+        within: Some((1_000, 900_000)),
+        doc: "with `delivery: exactly_once`, how long a transaction may take before the broker aborts it, and how long what a crash left open may hold readers up",
+        show: |settings| show_millis(settings.transaction_timeout),
+        set: |settings, text| settings.transaction_timeout = millis(text),
+    },
+    Honoured {
         name: "socket.connection.setup.timeout.ms",
         within: None,
         doc: "how long a connection may take to be set up",

@@ -52,7 +52,8 @@ refused! {
         "an event that waits for its broker is not given up",
         "delete it";
     "delivery.report.only.error" => "every acknowledgement counts: without them nothing would be committed", "delete it";
-    "transactional.id" | "transaction.timeout.ms" => "transactions are not available yet", "delete it";
+    "transactional.id" => "Fluxmill names its transactions itself, so that no two processes share one",
+        "delete it; with `instance` in `from: { kafka: ... }` a process that comes back has the same one";
     "partitioner" =>
         "events with the same key must reach the same partition as from any Java client (murmur2)",
         "delete it";

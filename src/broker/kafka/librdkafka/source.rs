@@ -54,7 +54,7 @@ impl Source for LibrdkafkaSource {
     fn run(self, context: SourceContext) -> Result<SourceEnd, BrokerError> {
         // However this ends, by an error or a panic too, the lanes must learn that nothing more comes.
         let intakes = CloseIntakes(context.intakes.clone());
-        let mut group = Group::connect(&self.connection, &self.spec, &self.client_id, &context)?;
+        let mut group = Group::connect(&self.connection, &self.spec, &self.client_id, &context, None)?;
         let mut goal = context.caught_up.clone().map(Goal::new);
         let mut rows = Rows::new(context.intakes.clone(), context.bell.clone());
         group.join()?;

@@ -4,7 +4,9 @@ use std::time::{Duration, Instant};
 
 use super::connection::Options;
 use super::fetch::Fetcher;
+use super::produce::TransactionalProducer;
 use crate::broker::kafka::caught_up::Goal;
+use crate::broker::kafka::commit::Transactions;
 use crate::broker::kafka::group::Group;
 use crate::broker::{BrokerError, BrokerErrorKind, CloseIntakes, Source, SourceContext, SourceEnd};
 use crate::spec::{ColumnarSettings, KafkaConnection, KafkaSourceSpec};
@@ -19,6 +21,8 @@ pub struct ColumnarSource {
     settings: ColumnarSettings,
     spec: KafkaSourceSpec,
     client_id: String,
+    /// In whose transactions offsets are committed, if they are.
+    producer: Option<TransactionalProducer>,
 }
 
 impl ColumnarSource {
@@ -40,12 +44,34 @@ impl ColumnarSource {
             settings: settings.clone(),
             spec: spec.clone(),
             client_id: client_id.to_owned(),
+            producer: None,
         })
     }
 
-    async fn work(&self, context: &SourceContext) -> Result<SourceEnd, BrokerError> {
+    /// Commits offsets in this producer's transactions, with what its sinks publish. The tracker that the source runs
+    /// with must be [transactional](crate::delivery::Tracker::transactional).
+    #[must_use]
+    pub fn with_transactions(self, producer: TransactionalProducer) -> Self {
+        Self { producer: Some(producer), ..self }
+    }
+
+    async fn run_in(mut self, context: &SourceContext) -> Result<SourceEnd, BrokerError> {
+        let (tracker, intakes) = (context.tracker.clone(), context.intakes.clone());
+        let transactions = match self.producer.take() {
+            Some(producer) => tokio::select! {
+                begun = Transactions::begin(producer, tracker, intakes) => Some(begun?),
+                () = context.stop.cancelled() => return Ok(SourceEnd::Drained),
+            },
+            None => None,
+        };
+        let mut group = Group::connect(&self.connection, &self.spec, &self.client_id, context, transactions)?;
+        let end = self.work(&mut group, context).await;
+        group.close().await;
+        end
+    }
+
+    async fn work(&self, group: &mut Group, context: &SourceContext) -> Result<SourceEnd, BrokerError> {
         let intakes = CloseIntakes(context.intakes.clone());
-        let mut group = Group::connect(&self.connection, &self.spec, &self.client_id, context)?;
         let mut goal = context.caught_up.clone().map(Goal::new);
         let options = Options::new(&self.connection, &self.client_id)?;
         let mut fetcher = Fetcher::new(&self.connection, &self.settings, options, context.intakes.clone());
@@ -53,7 +79,7 @@ impl ColumnarSource {
         let mut serve_at = Instant::now();
         loop {
             let now = Instant::now();
-            if now >= serve_at {
+            if now >= serve_at || group.is_due() {
                 if fetcher.take_missing() {
                     group.missing();
                 }
@@ -66,7 +92,7 @@ impl ColumnarSource {
             fetcher.start();
             let moved = fetcher.take()?;
             if let Some(goal) = &mut goal
-                && goal.is_reached(&mut group, &fetcher, &context.tracker)?
+                && goal.is_reached(group, &fetcher, &context.tracker)?
             {
                 break;
             }
@@ -74,6 +100,7 @@ impl ColumnarSource {
                 tokio::select! {
                     biased;
                     ended = fetcher.next() => ended?,
+                    () = group.committed() => {}
                     () = tokio::task::yield_now() => {}
                 }
             } else {
@@ -91,7 +118,7 @@ impl ColumnarSource {
             group.serve(&mut fetcher)?;
         }
         let drained = group.is_drained();
-        let committed = group.commit_all(&mut fetcher, until)?;
+        let committed = group.all_committed(&mut fetcher, until).await?;
         Ok(if drained && committed { SourceEnd::Drained } else { SourceEnd::DrainTimedOut })
     }
 }
@@ -104,7 +131,7 @@ impl Source for ColumnarSource {
             let action = "begin to read".to_owned();
             BrokerError { kind: BrokerErrorKind::Fatal, action, reason: error.to_string() }
         })?;
-        let end = runtime.block_on(self.work(&context));
+        let end = runtime.block_on(self.run_in(&context));
         // Looking a broker's name up cannot be interrupted, and must not hold the end up.
         runtime.shutdown_background();
         end

@@ -1,0 +1,150 @@
+//! `delivery: exactly_once` on a real Kafka, through the binary: for those who read committed events nothing is lost,
+//! doubled or out of order, however the process ends.
+
+use std::process::ExitCode;
+
+use support::process::Signal;
+use support::setup::{LIMIT, Setup};
+use support::suite::{Case, Suite};
+use support::wait::wait_until;
+
+mod support;
+
+/// How often a process is killed.
+const KILLS: usize = 5;
+/// Parts of the WARN lines of a process whose transaction was given up, or whose broker went away.
+const AGAIN: [&str; 5] = [
+    "is processed again",
+    "group session timed out",
+    "partitions were lost",
+    "is not reachable; waiting for it",
+    "look up where to begin",
+];
+
+fn main() -> ExitCode {
+    let mut suite = Suite::default();
+    suite.kafka("graceful_restarts", graceful_restarts);
+    suite.kafka("kill_9", kill_9);
+    suite.kafka("kill_9_under_another_name", kill_9_under_another_name);
+    suite.kafka("a_second_process_joins_and_leaves", a_second_process_joins_and_leaves);
+    suite.kafka("a_frozen_process_is_fenced", a_frozen_process_is_fenced);
+    suite.kafka("a_killed_broker", a_killed_broker);
+    suite.run()
+}
+
+fn setup(case: &Case, instance: Option<&'static str>) -> anyhow::Result<Setup> {
+    setup_on(case, case.kafka()?.brokers(), instance)
+}
+
+fn setup_on(case: &Case, brokers: String, instance: Option<&'static str>) -> anyhow::Result<Setup> {
+    let mut setup = Setup::new(case, brokers, 4, Some("identity"))?;
+    setup.chain.client = None;
+    setup.chain.instance = instance;
+    // How long the transaction of a process that hangs holds the others up.
+    setup.chain.properties.push("transaction.timeout.ms: \"10000\"");
+    setup.chain.pipeline.push("delivery: exactly_once".to_owned());
+    Ok(setup)
+}
+
+fn ensure_exactly_once(case: &Case, setup: &Setup, events: u64) -> anyhow::Result<()> {
+    let report = setup.report(events)?;
+    case.note(&report.describe());
+    report.exactly_once().map_err(anyhow::Error::msg)
+}
+
+fn graceful_restarts(case: &Case) -> anyhow::Result<()> {
+    let setup = setup(case, None)?;
+    let file = case.write("chain.yaml", &setup.chain.yaml())?;
+    let load = setup.feed()?;
+    for _ in 0..3 {
+        let run = setup.run(case, &file, &[])?;
+        setup.wait_for_more()?;
+        run.stop(LIMIT)?;
+    }
+    let events = load.finish()?;
+    setup.catch_up(case, &file, &[])?;
+    ensure_exactly_once(case, &setup, events)
+}
+
+/// As the same member, which ends the transaction of the one before it.
+fn kill_9(case: &Case) -> anyhow::Result<()> {
+    killed(case, Some("one"), KILLS)
+}
+
+/// As another member each time, which waits until the broker has ended the transaction of the one before it.
+fn kill_9_under_another_name(case: &Case) -> anyhow::Result<()> {
+    killed(case, None, 2)
+}
+
+fn killed(case: &Case, instance: Option<&'static str>, times: usize) -> anyhow::Result<()> {
+    let setup = setup(case, instance)?;
+    let file = case.write("chain.yaml", &setup.chain.yaml())?;
+    let load = setup.feed()?;
+    for _ in 0..times {
+        let run = setup.run(case, &file, &AGAIN)?;
+        setup.wait_for_more()?;
+        run.kill()?;
+    }
+    let events = load.finish()?;
+    setup.catch_up(case, &file, &AGAIN)?;
+    // Committed events are read up to the first transaction that is still open: the one of the process that was killed
+    // last may be, if nobody took its name over.
+    wait_until(LIMIT, "everything to be readable", || Ok(setup.report(events)?.lost.is_empty().then_some(())))?;
+    ensure_exactly_once(case, &setup, events)
+}
+
+fn a_second_process_joins_and_leaves(case: &Case) -> anyhow::Result<()> {
+    let setup = setup(case, None)?;
+    let file = case.write("chain.yaml", &setup.chain.yaml())?;
+    let load = setup.feed()?;
+    let first = setup.run(case, &file, &[])?;
+    setup.wait_for_more()?;
+    let second = setup.run(case, &file, &[])?;
+    setup.wait_for_members(2)?;
+    setup.wait_for_more()?;
+    second.stop(LIMIT)?;
+    setup.wait_for_members(1)?;
+    setup.wait_for_more()?;
+    let events = load.finish()?;
+    setup.wait_for_commits()?;
+    first.stop(LIMIT)?;
+    ensure_exactly_once(case, &setup, events)
+}
+
+/// A process that hangs for longer than its session: another one takes over, then the first one comes back in the
+/// middle of its transaction.
+fn a_frozen_process_is_fenced(case: &Case) -> anyhow::Result<()> {
+    let setup = setup(case, None)?;
+    let file = case.write("chain.yaml", &setup.chain.yaml())?;
+    let load = setup.feed()?;
+    let mut frozen = setup.run(case, &file, &AGAIN)?;
+    setup.wait_for_more()?;
+    frozen.process().signal(Signal::Stop)?;
+    let second = setup.run(case, &file, &[])?;
+    setup.wait_for_more()?;
+    frozen.process().signal(Signal::Continue)?;
+    setup.wait_for_members(2)?;
+    let events = load.finish()?;
+    setup.wait_for_commits()?;
+    frozen.stop(LIMIT)?;
+    second.stop(LIMIT)?;
+    ensure_exactly_once(case, &setup, events)
+}
+
+fn a_killed_broker(case: &Case) -> anyhow::Result<()> {
+    let mut kafka = case.own_kafka()?;
+    let setup = setup_on(case, kafka.brokers(), None)?;
+    let file = case.write("chain.yaml", &setup.chain.yaml())?;
+    let load = setup.feed()?;
+    let run = setup.run(case, &file, &AGAIN)?;
+    for _ in 0..2 {
+        setup.wait_for_more()?;
+        kafka.kill()?;
+        kafka.restart()?;
+    }
+    setup.wait_for_more()?;
+    let events = load.finish()?;
+    setup.wait_for_commits()?;
+    run.stop(LIMIT)?;
+    ensure_exactly_once(case, &setup, events)
+}
