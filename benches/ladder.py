@@ -48,6 +48,7 @@ LADDER = {
     "B": Contestant("bare columnar copy", "bare"),
     "C": Contestant("fluxmill, no function", "fluxmill"),
     "I": Contestant("fluxmill, identity function", "fluxmill", guest="identity"),
+    "E": Contestant("fluxmill, identity function, exactly once", "fluxmill", guest="identity", delivery="exactly_once"),
     "F": Contestant("fluxmill, filter function", "fluxmill", "filter", "filter"),
     "J": Contestant("fluxmill, JSON transform function", "fluxmill", "price", "json"),
     "LC": Contestant("fluxmill on librdkafka, no function", "fluxmill", client="librdkafka"),
@@ -56,7 +57,7 @@ LADDER = {
     "LJ": Contestant("fluxmill on librdkafka, JSON transform function", "fluxmill", "price", "json", "librdkafka"),
 }
 # Which CPU per event is compared with which, beside all with A.
-GOALS = [("I", "A"), ("I", "B"), ("J", "N"), ("LI", "A")]
+GOALS = [("I", "A"), ("I", "B"), ("J", "N"), ("LI", "A"), ("E", "I")]
 RATES = [100, 1_000]  # events per second
 GROWTH = [1_000_000, 20_000_000]
 QUIET = 3  # seconds in which a chain that has nothing to do must use next to no CPU

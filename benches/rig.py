@@ -59,6 +59,7 @@ pipelines:
     from: {{ kafka: {{ topics: [{input}], group: {output}, start: earliest }} }}
 {function}    to: {{ kafka: {{ topic: {output} }} }}
     on_error: {{ then: stop }}
+    delivery: {delivery}
 """
 
 
@@ -180,6 +181,7 @@ class Contestant:
     job: str = "copy"  # what is done to the events: one of the keys of Load.kept
     guest: str = ""  # of GUESTS
     client: str = ""  # of Fluxmill's connection; its default where there is none
+    delivery: str = "at_least_once"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -215,21 +217,19 @@ class Rig:
         kept = self.tool("load", topic, events, size, codec, deadline=RUN_DEADLINE + events / 10_000)
         return Load(topic, events, codec, {"copy": events, "filter": kept["filtered"], "price": kept["priced"]})
 
-    def chain(self, load, output, guest="", client=""):
+    def chain(self, load, output, guest="", client="", delivery="at_least_once"):
         """The command that runs Fluxmill over what is there, or goes on for what comes."""
         function = f"    function: {{ wasm: {GUESTS[guest]} }}\n" if guest else ""
         client = f"      client: {client}\n" if client else ""
         file = self.folder / f"{output}.yaml"
-        file.write_text(
-            CHAIN.format(
-                brokers=self.brokers, input=load.topic, output=output, codec=load.codec, function=function, client=client
-            )
-        )
+        names = {"brokers": self.brokers, "input": load.topic, "output": output, "codec": load.codec}
+        file.write_text(CHAIN.format(**names, function=function, client=client, delivery=delivery))
         return [self.programs.fluxmill, "run", file]
 
     def command(self, contestant, load, output):
         if contestant.kind == "fluxmill":
-            return [*self.chain(load, output, contestant.guest, contestant.client), "--until-caught-up"]
+            chain = self.chain(load, output, contestant.guest, contestant.client, contestant.delivery)
+            return [*chain, "--until-caught-up"]
         program, job = self.programs.copy_loop, contestant.job
         if contestant.kind == "bare":
             program, job = self.programs.bare, "copy"
@@ -241,7 +241,7 @@ class Rig:
         output = self.make(f"bench-out-{self.number}")
         command = [*before, *self.command(contestant, load, output)]
         cpu, memory, _ = measured(command, self.folder, RUN_DEADLINE + load.events / 10_000)
-        span = self.tool("span", output)
+        span = self.tool("committed" if contestant.delivery == "exactly_once" else "span", output)
         if span["events"] != load.kept[contestant.job]:
             sys.exit(f"{contestant.name}: {span['events']} events instead of {load.kept[contestant.job]} in {output}")
         self.drop(output)

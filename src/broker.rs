@@ -29,6 +29,8 @@ pub enum BrokerErrorKind {
     Refused,
     /// The transaction has failed. Nothing of it will be seen; what it held is read again.
     Aborted,
+    /// The producer was closed: something else is the cause.
+    Closed,
     /// Anything else that ends the pipeline.
     Fatal,
 }

@@ -34,6 +34,8 @@ pub use topology::Topology;
 const PREPARE_TIMEOUT: Duration = Duration::from_secs(15);
 /// How long to wait before a pipeline whose transaction has failed begins anew; it doubles with each time in a row.
 const REBUILD_PAUSE_MIN: Duration = Duration::from_millis(100);
+/// How often in a row a pipeline is built anew before its last failure ends it.
+const REBUILDS_MAX: u32 = 100;
 /// The longest such wait. A pipeline that ran longer than this begins with the shortest.
 const REBUILD_PAUSE_MAX: Duration = Duration::from_secs(10);
 /// How long a producer may take to hand over what is left when its pipeline ends in an orderly way.
@@ -213,32 +215,42 @@ impl Drop for Chain {
 /// Runs a pipeline until it is stopped, or caught up after these upstream pipelines have ended. One whose transaction
 /// has failed is built anew: nothing of it was seen, and everything that it held is read again.
 async fn run(plan: Plan, first: Built, caught_up: Option<Vec<CancellationToken>>) -> Result<(), RunError> {
-    let (mut built, mut pause) = (first, REBUILD_PAUSE_MIN);
+    let (mut built, mut pause, mut rebuilds) = (first, REBUILD_PAUSE_MIN, 0);
     loop {
         let begun = Instant::now();
         let error = match built.run(caught_up.clone()).await {
-            Err(error) if error.is_aborted() && !plan.stop.is_cancelled() => error,
+            Err(error) if error.may_pass(rebuilds > 0) && !plan.stop.is_cancelled() => error,
             ended => return ended,
         };
         if begun.elapsed() > REBUILD_PAUSE_MAX {
-            pause = REBUILD_PAUSE_MIN;
+            (pause, rebuilds) = (REBUILD_PAUSE_MIN, 0);
+        }
+        rebuilds += 1;
+        if rebuilds > REBUILDS_MAX {
+            return Err(error);
         }
         tracing::warn!("{error}; what the transaction held is processed again");
         tokio::select! {
             () = tokio::time::sleep(pause) => pause = (pause * 2).min(REBUILD_PAUSE_MAX),
-            () = plan.stop.cancelled() => return Err(error),
+            // Nothing is in flight.
+            () = plan.stop.cancelled() => return Ok(()),
         }
         built = plan.build().await.map_err(|source| RunError::Source { pipeline: plan.name().to_owned(), source })?;
     }
 }
 
 impl RunError {
-    /// Whether a transaction has failed, and trying again is all that is needed.
-    fn is_aborted(&self) -> bool {
-        matches!(self.broker_error(), Some(BrokerErrorKind::Aborted))
+    /// Whether a transaction has failed, so that trying again is all that is needed; or, when it is being tried again,
+    /// the broker is not there for the moment.
+    fn may_pass(&self, again: bool) -> bool {
+        match self.broker_error_kind() {
+            Some(BrokerErrorKind::Aborted) => true,
+            Some(BrokerErrorKind::Unreachable) => again,
+            _ => false,
+        }
     }
 
-    fn broker_error(&self) -> Option<BrokerErrorKind> {
+    fn broker_error_kind(&self) -> Option<BrokerErrorKind> {
         match self {
             Self::Lane { source: LaneError::Broker(source), .. } | Self::Source { source, .. } => Some(source.kind),
             _ => None,
@@ -249,8 +261,8 @@ impl RunError {
     /// transaction has failed, others learn no more than that their producer was closed; and where something else has
     /// failed, its transaction fails too.
     fn or(self, later: Self) -> Self {
-        let weight = |error: &Self| match error.broker_error() {
-            Some(BrokerErrorKind::Fatal) => 0,
+        let weight = |error: &Self| match error.broker_error_kind() {
+            Some(BrokerErrorKind::Closed) => 0,
             Some(BrokerErrorKind::Aborted) => 1,
             _ => 2,
         };
@@ -483,4 +495,36 @@ fn lane_error(pipeline: &str, lane: Result<Result<(), LaneError>, JoinError>) ->
 
 fn panicked(pipeline: &str, task: &'static str, error: &JoinError) -> RunError {
     RunError::Panic { pipeline: pipeline.to_owned(), task, reason: error.to_string() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lane(kind: BrokerErrorKind) -> RunError {
+        let source = BrokerError { kind, action: "publish".into(), reason: format!("{kind:?}") };
+        RunError::Lane { pipeline: "payment".into(), source: LaneError::Broker(source) }
+    }
+
+    /// One failure brings others with it, in any order; only the first cause says what to do.
+    #[test]
+    fn the_cause_of_a_failure_is_told() {
+        let place = || "orders[0]@5".to_owned();
+        let stop = RunError::Lane {
+            pipeline: "payment".into(),
+            source: LaneError::Stop { place: place(), by: settle::FailedBy::Reject, reason: "bad".into() },
+        };
+        for cause in [stop, lane(BrokerErrorKind::Denied), lane(BrokerErrorKind::Fatal)] {
+            let text = cause.to_string();
+            let cause = lane(BrokerErrorKind::Aborted).or(lane(BrokerErrorKind::Closed)).or(cause);
+            let cause = cause.or(lane(BrokerErrorKind::Aborted)).or(lane(BrokerErrorKind::Closed));
+            assert_eq!(cause.to_string(), text);
+            assert!(!cause.may_pass(false));
+        }
+        let aborted = lane(BrokerErrorKind::Closed).or(lane(BrokerErrorKind::Aborted));
+        assert!(aborted.may_pass(false));
+        assert!(
+            lane(BrokerErrorKind::Unreachable).may_pass(true) && !lane(BrokerErrorKind::Unreachable).may_pass(false)
+        );
+    }
 }

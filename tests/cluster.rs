@@ -75,6 +75,12 @@ fn moved_leaders_and_killed_brokers_double_nothing(case: &Case) -> anyhow::Resul
         let ends = client.watermarks(&from)?;
         let committed = client.committed(&from, &from)?;
         Ok(ends.iter().all(|(at, (_, high))| *high == 0 || committed.get(at) == Some(high)).then_some(()))
+    })
+    .or_else(|error| {
+        let (ends, committed) = (client.watermarks(&from)?, client.committed(&from, &from)?);
+        let (out, leaders) = (client.watermarks(&to)?, [cluster.leaders(&from)?, cluster.leaders(&to)?]);
+        let stands = format!("the input ends at {ends:?}, committed is {committed:?}, the output ends at {out:?}");
+        Err(error.context(format!("{stands}; leaders of both: {leaders:?}")))
     })?;
     run.stop(LIMIT)?;
 

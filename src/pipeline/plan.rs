@@ -80,7 +80,8 @@ impl Plan {
         let instance = source.instance.clone().unwrap_or_else(|| format!("{:016x}", fastrand::u64(..)));
         let transactional = spec.guarantee == Guarantee::ExactlyOnce;
         Self {
-            transactional_id: transactional.then(|| format!("{client}-{instance}")),
+            // There is no slash in a pipeline's or an instance's name: no two of these are alike by chance.
+            transactional_id: transactional.then(|| format!("fluxmill/{}/{}/{instance}", source.group, spec.name)),
             client,
             metrics: Arc::new(PipelineMetrics::new(spec.outputs.len())),
             spec: spec.clone(),

@@ -10,6 +10,7 @@
 //! copy-loop make  BROKERS PARTITIONS TOPIC...   creates topics whose timestamps are the broker's append times
 //! copy-loop drop  BROKERS TOPIC...
 //! copy-loop span  BROKERS TOPIC                 prints events, first and last append time (ms)
+//! copy-loop committed BROKERS TOPIC             the same of a topic with transactions, by reading it
 //! ```
 
 mod copy;
@@ -49,8 +50,9 @@ fn run(arguments: &[&str]) -> anyhow::Result<()> {
             tools::make(brokers, partitions.parse().context("PARTITIONS")?, topics)?;
         }
         ["drop", brokers, topics @ ..] if !topics.is_empty() => tools::drop_topics(brokers, topics)?,
-        ["span", brokers, topic] => {
-            let span = tools::span(brokers, topic)?;
+        [name @ ("span" | "committed"), brokers, topic] => {
+            let read = if *name == "span" { tools::span } else { tools::committed };
+            let span = read(brokers, topic)?;
             println!("events={} first_ms={} last_ms={}", span.events, span.first_ms, span.last_ms);
         }
         _ => bail!("see the first lines of src/main.rs for what to write"),

@@ -170,6 +170,42 @@ pub fn span(brokers: &str, topic: &str) -> anyhow::Result<Span> {
     Ok(span)
 }
 
+/// As [`span`], of committed events only and by reading all of them: the markers of transactions have offsets too.
+pub fn committed(brokers: &str, topic: &str) -> anyhow::Result<Span> {
+    let consumer: BaseConsumer = ClientConfig::new()
+        .set("bootstrap.servers", brokers)
+        .set("group.id", "copy-loop-span")
+        .set("enable.auto.commit", "false")
+        .set("enable.partition.eof", "true")
+        .set("fetch.wait.max.ms", "10")
+        .create()?;
+    let metadata = consumer.fetch_metadata(Some(topic), ANSWER)?;
+    let mut open = metadata.topics().first().map_or(0, |topic| topic.partitions().len());
+    let mut list = TopicPartitionList::new();
+    for partition in 0..i32::try_from(open)? {
+        list.add_partition_offset(topic, partition, Offset::Beginning)?;
+    }
+    consumer.assign(&list)?;
+    let mut span = Span { events: 0, first_ms: i64::MAX, last_ms: i64::MIN };
+    let mut deadline = std::time::Instant::now() + ANSWER;
+    while open > 0 {
+        ensure!(std::time::Instant::now() < deadline, "{topic} was not read within {ANSWER:?} of the last event");
+        match consumer.poll(Duration::from_millis(100)) {
+            Some(Ok(message)) => {
+                let time = message.timestamp().to_millis().context("the event has no timestamp")?;
+                span.events += 1;
+                (span.first_ms, span.last_ms) = (span.first_ms.min(time), span.last_ms.max(time));
+                deadline = std::time::Instant::now() + ANSWER;
+            }
+            Some(Err(KafkaError::PartitionEOF(_))) => open -= 1,
+            Some(Err(error)) => return Err(error.into()),
+            None => {}
+        }
+    }
+    ensure!(span.events > 0, "{topic} is empty");
+    Ok(span)
+}
+
 /// When the event at `offset` was appended.
 fn appended(consumer: &BaseConsumer, topic: &str, partition: i32, offset: i64) -> anyhow::Result<i64> {
     let mut list = TopicPartitionList::new();

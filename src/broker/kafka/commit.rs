@@ -18,7 +18,7 @@ use super::{error, ffi};
 use crate::broker::{BrokerError, BrokerErrorKind};
 use crate::delivery::{TopicPartition, Tracker};
 
-pub(super) use transactions::{Transactions, gone};
+pub(super) use transactions::{Transactions, transaction_lost};
 
 /// How long after a commit failed the next one may be sent.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -133,13 +133,13 @@ impl Commits {
     }
 
     /// Everything that is wanted is about to be committed in a transaction.
-    fn begin(&mut self) -> Vec<(TopicPartition, i64)> {
+    fn begin_transaction(&mut self) -> Vec<(TopicPartition, i64)> {
         self.sent = Some(self.wanted.keys().cloned().collect());
         self.wanted.iter().map(|(partition, next)| (partition.clone(), *next)).collect()
     }
 
     /// That transaction is committed.
-    fn end(&mut self, offsets: Vec<(TopicPartition, i64)>) {
+    fn end_transaction(&mut self, offsets: Vec<(TopicPartition, i64)>) {
         offsets.iter().for_each(|(partition, next)| self.committed(partition, *next));
         self.sent = None;
     }

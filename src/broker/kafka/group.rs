@@ -14,7 +14,7 @@ use rdkafka::error::KafkaError;
 use rdkafka::message::BorrowedMessage;
 
 use super::client::{Attached, Consumer, Note, Notes, Reach};
-use super::commit::{Commits, Committed, Transactions, gone};
+use super::commit::{Commits, Committed, Transactions, transaction_lost};
 use super::error;
 use super::ffi;
 use super::health::Health;
@@ -254,7 +254,7 @@ impl Group {
     }
 
     /// Waits until a transaction that is being committed has ended. Cancel-safe.
-    pub(super) async fn committed(&mut self) {
+    pub(super) async fn transaction_moved(&mut self) {
         match &mut self.transactions {
             Some(transactions) => transactions.moved().await,
             None => std::future::pending().await,
@@ -294,7 +294,7 @@ impl Group {
         tokio::select! {
             () = bell.rung() => {}
             () = tracker.change(), if awaits_end => {}
-            () = self.committed() => {}
+            () = self.transaction_moved() => {}
             () = tokio::time::sleep(IDLE_WAIT) => {}
         }
     }
@@ -342,11 +342,10 @@ impl Group {
         }
     }
 
-    /// Leaves the group, and aborts a transaction that was left open.
+    /// Aborts a transaction that was left open, and leaves the group: whoever gets the partitions next must not have to
+    /// wait for its end.
     pub(super) async fn close(mut self) {
-        let transactions = self.transactions.take();
-        drop(self);
-        if let Some(transactions) = transactions {
+        if let Some(transactions) = self.transactions.take() {
             transactions.close().await;
         }
     }
@@ -379,7 +378,7 @@ impl Group {
             return self.commits.send(&self.consumer, now, &self.commit_action);
         };
         if self.tracker.abandoned() > 0 {
-            return Err(gone("events of it will not end"));
+            return Err(transaction_lost("events of it will not end"));
         }
         let committed = transactions.advance(&mut self.commits, || GroupMetadata::of(&self.consumer))?;
         if committed {
@@ -487,7 +486,7 @@ impl Group {
         }
         self.revoking = Some(Revoking { partitions, slots, names, drain_until, commit_until });
         match self.transactions {
-            Some(_) if lost => Err(gone("partitions were lost whose events it may hold")),
+            Some(_) if lost => Err(transaction_lost("partitions were lost whose events it may hold")),
             _ => Ok(()),
         }
     }
@@ -509,7 +508,7 @@ impl Group {
             }
         }
         if self.transactions.is_some() && (!drained || now >= commit_until) {
-            return Err(gone("partitions are taken away whose events it holds"));
+            return Err(transaction_lost("partitions are taken away whose events it holds"));
         }
         let Some(revoking) = self.revoking.take() else { return Ok(true) };
         if !drained {

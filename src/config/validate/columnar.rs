@@ -164,7 +164,7 @@ pub(crate) const HONOURED: &[Honoured] = &[
     },
     Honoured {
         name: "transaction.timeout.ms",
-        within: Some((1_000, 900_000)),
+        within: None,
         doc: "with `delivery: exactly_once`, how long a transaction may take before the broker aborts it, and how long what a crash left open may hold readers up",
         show: |settings| show_millis(settings.transaction_timeout),
         set: |settings, text| settings.transaction_timeout = millis(text),

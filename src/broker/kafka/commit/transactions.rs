@@ -133,7 +133,7 @@ impl Transactions {
             commits.note(&self.tracker);
             match group().filter(|group| self.is_member(group)) {
                 Some(group) => {
-                    self.offsets = commits.begin();
+                    self.offsets = commits.begin_transaction();
                     self.start(set, group);
                 }
                 // Between two generations, or about to learn that its partitions are lost.
@@ -152,7 +152,7 @@ impl Transactions {
             }
             ended => ended.map_err(failed)?,
         }
-        commits.end(std::mem::take(&mut self.offsets));
+        commits.end_transaction(std::mem::take(&mut self.offsets));
         self.phase = Phase::Filling;
         Ok(true)
     }
@@ -164,7 +164,7 @@ impl Transactions {
     pub(in super::super) fn joined(&mut self, group: Option<GroupMetadata>) -> Result<(), BrokerError> {
         let id = group.map(|group| group.member);
         if self.member.is_some() && self.member != id {
-            return Err(gone("this member was thrown out of its group"));
+            return Err(transaction_lost("this member was thrown out of its group"));
         }
         self.member = id;
         Ok(())
@@ -230,7 +230,7 @@ fn failed(error: TransactionError) -> BrokerError {
 }
 
 /// The transaction cannot be committed any more.
-pub(in super::super) fn gone(reason: &str) -> BrokerError {
+pub(in super::super) fn transaction_lost(reason: &str) -> BrokerError {
     let action = "commit a transaction".to_owned();
     BrokerError { kind: BrokerErrorKind::Aborted, action, reason: reason.to_owned() }
 }

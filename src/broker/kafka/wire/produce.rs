@@ -223,7 +223,7 @@ impl ColumnarProducer {
 
 fn closed(address: &str) -> BrokerError {
     BrokerError {
-        kind: BrokerErrorKind::Fatal,
+        kind: BrokerErrorKind::Closed,
         action: format!("publish to {address}"),
         reason: "the producer was closed".into(),
     }

@@ -100,7 +100,7 @@ impl ColumnarSource {
                 tokio::select! {
                     biased;
                     ended = fetcher.next() => ended?,
-                    () = group.committed() => {}
+                    () = group.transaction_moved() => {}
                     () = tokio::task::yield_now() => {}
                 }
             } else {

@@ -92,7 +92,7 @@ pub(in super::super) enum When {
 pub(in super::super) fn worth_another(error: BrokerError) -> BrokerError {
     use BrokerErrorKind as Kind;
     let kind = match error.kind {
-        Kind::Denied | Kind::Settings | Kind::UnknownTopic => error.kind,
+        Kind::Denied | Kind::Settings | Kind::UnknownTopic | Kind::Closed => error.kind,
         Kind::Unreachable | Kind::TooLarge | Kind::Refused | Kind::Aborted | Kind::Fatal => Kind::Aborted,
     };
     BrokerError { kind, ..error }
@@ -334,7 +334,8 @@ impl Machine {
             Answer::Code(code) | Answer::NoCoordinator(code) => *code,
             Answer::Partitions(partitions) => {
                 // The worst decides; they are asked for together again.
-                let worst = partitions.iter().max_by_key(|(_, code)| class(api, *code));
+                // Where one is denied, the coordinator says of the others that they were not attempted.
+                let worst = partitions.iter().max_by_key(|(_, code)| (class(api, *code), code.is_denied()));
                 worst.map_or(ErrorCode::NONE, |(_, code)| *code)
             }
         };

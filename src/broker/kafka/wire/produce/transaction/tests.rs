@@ -131,6 +131,20 @@ fn what_a_stranger_sends_is_aborted_without_a_new_epoch() {
 }
 
 #[test]
+fn a_denied_topic_is_told_though_others_were_not_attempted() {
+    let mut machine = ready();
+    machine.begin().unwrap();
+    for at in 0..3 {
+        machine.join(&"out".into(), at);
+    }
+    let ask = machine.next(true).unwrap();
+    let not_attempted = ErrorCode(55);
+    let codes = [not_attempted, ErrorCode::TOPIC_AUTHORIZATION_FAILED, not_attempted];
+    machine.answered(&ask, Answer::Partitions((0..3).map(|at| (partition(at), codes[at as usize])).collect()));
+    assert_eq!(machine.publishable().unwrap_err().kind, BrokerErrorKind::Denied);
+}
+
+#[test]
 fn missing_numbers_end_in_a_new_epoch() {
     let mut machine = open();
     machine.fail(error(), true);
