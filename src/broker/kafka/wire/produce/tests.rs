@@ -484,7 +484,7 @@ async fn a_publisher_waits_for_room_and_learns_of_the_end() {
     let second = sink.publish(publication(&numbers(200..210)));
     let ((), second) = tokio::join!(writer.producer.close(Duration::from_millis(50)), ended(second));
     for error in [soon(first).await.unwrap_err(), second.unwrap_err()] {
-        assert_eq!(error.kind, BrokerErrorKind::Fatal);
+        assert_eq!(error.kind, BrokerErrorKind::Closed);
         assert!(error.reason.contains("closed"), "{error}");
     }
     assert!(ended(sink.publish(publication(&numbers(0..1)))).await.is_err());
