@@ -28,6 +28,8 @@ const LARGEST: usize = 1 << 20;
 const LATEST: i64 = -1;
 /// ELECTION_NOT_NEEDED: it leads already.
 const NOT_NEEDED: i16 = 84;
+/// The one that is to lead is not in sync at the moment (PREFERRED_LEADER_NOT_AVAILABLE).
+const NOT_IN_SYNC: i16 = 80;
 
 /// A partition as a broker sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -119,11 +121,11 @@ impl Admin {
         Ok(())
     }
 
-    /// Makes the first replica of each of these partitions its leader.
+    /// Makes the first replica of each of these partitions its leader; false while one is not in sync.
     ///
     /// # Errors
-    /// When the controller refuses, as it does while that replica is not in sync.
-    pub(super) fn elect_first(&mut self, topic: &str, partitions: Vec<i32>) -> anyhow::Result<()> {
+    /// When the controller refuses for another reason.
+    pub(super) fn elect_first(&mut self, topic: &str, partitions: Vec<i32>) -> anyhow::Result<bool> {
         let topic = TopicPartitions::default().with_topic(name(topic)).with_partitions(partitions);
         let request = ElectLeadersRequest::default()
             .with_election_type(0)
@@ -132,8 +134,9 @@ impl Admin {
         let answer: ElectLeadersResponse = self.call(&request, 2)?;
         let parts = answer.replica_election_results.iter().flat_map(|topic| &topic.partition_result);
         let codes: Vec<i16> = std::iter::once(answer.error_code).chain(parts.map(|part| part.error_code)).collect();
-        ensure!(codes.iter().all(|code| matches!(*code, 0 | NOT_NEEDED)), "electing: error codes {codes:?}");
-        Ok(())
+        let known = |code: &i16| matches!(*code, 0 | NOT_NEEDED | NOT_IN_SYNC);
+        ensure!(codes.iter().all(known), "electing: error codes {codes:?}");
+        Ok(!codes.contains(&NOT_IN_SYNC))
     }
 
     fn call<Q, A>(&mut self, request: &Q, version: i16) -> anyhow::Result<A>
