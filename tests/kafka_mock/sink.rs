@@ -121,7 +121,7 @@ async fn a_close_that_cannot_wait_fails_what_is_in_flight(client: Client) {
     let acknowledged = sink.publish(Publication::unchanged(batch(&numbers(1..4)))).await.unwrap();
     producer.close(Duration::from_millis(50)).await;
     let error = soon("acknowledge", acknowledged).await.unwrap_err();
-    assert_eq!(error.kind, BrokerErrorKind::Fatal, "{error}");
+    assert_eq!(error.kind, BrokerErrorKind::Closed, "{error}");
     assert!(publish(&sink, &numbers(0..1)).await.is_err());
 }
 

@@ -40,6 +40,8 @@ pub(super) fn kind(code: RDKafkaErrorCode) -> BrokerErrorKind {
         | Code::PolicyViolation
         | Code::GroupMaxSizeReached => BrokerErrorKind::Settings,
         Code::MessageSizeTooLarge | Code::MessageBatchTooLarge | Code::InvalidMessageSize => BrokerErrorKind::TooLarge,
+        // What waited when the producer was closed.
+        Code::PurgeQueue | Code::PurgeInflight => BrokerErrorKind::Closed,
         _ => BrokerErrorKind::Fatal,
     }
 }

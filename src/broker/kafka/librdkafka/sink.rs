@@ -198,7 +198,7 @@ impl Drop for LibrdkafkaProducer {
 
 fn closed(address: &str) -> BrokerError {
     BrokerError {
-        kind: BrokerErrorKind::Fatal,
+        kind: BrokerErrorKind::Closed,
         action: format!("publish to {address}"),
         reason: "the producer was closed".into(),
     }
