@@ -10,7 +10,6 @@ use support::checker::compare;
 use support::kafka::Version;
 use support::kafka::cluster::{BROKERS, Cluster};
 use support::suite::{Case, Suite};
-use support::wait::wait_until;
 use support::workload::{numbered, received, sent, told_apart};
 
 mod support;
@@ -71,16 +70,9 @@ fn moved_leaders_and_killed_brokers_double_nothing(case: &Case) -> anyhow::Resul
         }
     }
     let events = load.finish()?;
-    wait_until(LIMIT, "the group to have confirmed everything", || {
-        let ends = client.watermarks(&from)?;
-        let committed = client.committed(&from, &from)?;
-        Ok(ends.iter().all(|(at, (_, high))| *high == 0 || committed.get(at) == Some(high)).then_some(()))
-    })
-    .or_else(|error| {
-        let (ends, committed) = (client.watermarks(&from)?, client.committed(&from, &from)?);
+    client.wait_for_commits(LIMIT, &from, &from).or_else(|error| {
         let (out, leaders) = (client.watermarks(&to)?, [cluster.leaders(&from)?, cluster.leaders(&to)?]);
-        let stands = format!("the input ends at {ends:?}, committed is {committed:?}, the output ends at {out:?}");
-        Err(error.context(format!("{stands}; leaders of both: {leaders:?}")))
+        Err(error.context(format!("the output ends at {out:?}; leaders of both: {leaders:?}")))
     })?;
     run.stop(LIMIT)?;
 

@@ -98,85 +98,33 @@ fn header_names_need_not_be_utf_8(case: &Case) -> anyhow::Result<()> {
 
 fn graceful_restarts_lose_and_double_nothing(case: &Case) -> anyhow::Result<()> {
     let setup = Setup::shared(case, 4, Some("identity"))?;
-    let file = case.write("chain.yaml", &setup.chain.yaml())?;
-    let load = setup.feed()?;
-    for _ in 0..3 {
-        let run = setup.run(case, &file, &[])?;
-        setup.wait_for_more()?;
-        run.stop(LIMIT)?;
-    }
-    let events = load.finish()?;
-    setup.catch_up(case, &file, &[])?;
+    let events = setup.restarts(case)?;
     setup.report(events)?.exactly_once().map_err(anyhow::Error::msg)
 }
 
 fn kill_9_loses_nothing(case: &Case) -> anyhow::Result<()> {
     let setup = Setup::shared(case, 4, Some("identity"))?;
-    let file = case.write("chain.yaml", &setup.chain.yaml())?;
-    let load = setup.feed()?;
-    for _ in 0..3 {
-        let run = setup.run(case, &file, &[])?;
-        setup.wait_for_more()?;
-        run.kill()?;
-    }
-    let events = load.finish()?;
-    setup.catch_up(case, &file, &[])?;
+    let events = setup.kills(case, 3, &[])?;
     setup.ensure_nothing_lost(case, events)
 }
 
 /// A rebalance in order: the first process drains what it gives up, so that nothing is done twice.
 fn a_second_process_joins_and_leaves(case: &Case) -> anyhow::Result<()> {
     let setup = Setup::shared(case, 4, Some("identity"))?;
-    let file = case.write("chain.yaml", &setup.chain.yaml())?;
-    let load = setup.feed()?;
-    let first = setup.run(case, &file, &[])?;
-    setup.wait_for_more()?;
-    let second = setup.run(case, &file, &[])?;
-    setup.wait_for_members(2)?;
-    setup.wait_for_more()?;
-    second.stop(LIMIT)?;
-    setup.wait_for_members(1)?;
-    setup.wait_for_more()?;
-    let events = load.finish()?;
-    setup.wait_for_commits()?;
-    first.stop(LIMIT)?;
+    let events = setup.join_and_leave(case)?;
     setup.report(events)?.exactly_once().map_err(anyhow::Error::msg)
 }
 
-/// A process that hangs for longer than its session: another one takes over, then the first one comes back.
 fn a_frozen_process_loses_nothing(case: &Case) -> anyhow::Result<()> {
     let setup = Setup::shared(case, 4, Some("identity"))?;
-    let file = case.write("chain.yaml", &setup.chain.yaml())?;
-    let load = setup.feed()?;
-    let mut frozen = setup.run(case, &file, &LOST)?;
-    setup.wait_for_more()?;
-    frozen.process().signal(Signal::Stop)?;
-    let second = setup.run(case, &file, &[])?;
-    setup.wait_for_more()?;
-    frozen.process().signal(Signal::Continue)?;
-    setup.wait_for_members(2)?;
-    let events = load.finish()?;
-    setup.wait_for_commits()?;
-    frozen.stop(LIMIT)?;
-    second.stop(LIMIT)?;
+    let events = setup.freeze(case, &LOST)?;
     setup.ensure_nothing_lost(case, events)
 }
 
 fn a_killed_broker_loses_nothing(case: &Case) -> anyhow::Result<()> {
     let mut kafka = case.own_kafka()?;
     let setup = Setup::new(case, kafka.brokers(), 4, Some("identity"))?;
-    let file = case.write("chain.yaml", &setup.chain.yaml())?;
-    let load = setup.feed()?;
-    let run = setup.run(case, &file, &OUTAGE)?;
-    for _ in 0..2 {
-        setup.wait_for_more()?;
-        kafka.kill()?;
-        kafka.restart()?;
-    }
-    setup.wait_for_more()?;
-    let events = load.finish()?;
-    setup.wait_for_commits()?;
-    run.stop(LIMIT)?;
+    let events = setup.kill_broker(case, &mut kafka, &OUTAGE)?;
     setup.ensure_nothing_lost(case, events)
 }
 

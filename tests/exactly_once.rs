@@ -3,7 +3,6 @@
 
 use std::process::ExitCode;
 
-use support::process::Signal;
 use support::setup::{LIMIT, Setup};
 use support::suite::{Case, Suite};
 use support::wait::wait_until;
@@ -54,15 +53,7 @@ fn ensure_exactly_once(case: &Case, setup: &Setup, events: u64) -> anyhow::Resul
 
 fn graceful_restarts(case: &Case) -> anyhow::Result<()> {
     let setup = setup(case, None)?;
-    let file = case.write("chain.yaml", &setup.chain.yaml())?;
-    let load = setup.feed()?;
-    for _ in 0..3 {
-        let run = setup.run(case, &file, &[])?;
-        setup.wait_for_more()?;
-        run.stop(LIMIT)?;
-    }
-    let events = load.finish()?;
-    setup.catch_up(case, &file, &[])?;
+    let events = setup.restarts(case)?;
     ensure_exactly_once(case, &setup, events)
 }
 
@@ -78,15 +69,7 @@ fn kill_9_under_another_name(case: &Case) -> anyhow::Result<()> {
 
 fn killed(case: &Case, instance: Option<&'static str>, times: usize) -> anyhow::Result<()> {
     let setup = setup(case, instance)?;
-    let file = case.write("chain.yaml", &setup.chain.yaml())?;
-    let load = setup.feed()?;
-    for _ in 0..times {
-        let run = setup.run(case, &file, &AGAIN)?;
-        setup.wait_for_more()?;
-        run.kill()?;
-    }
-    let events = load.finish()?;
-    setup.catch_up(case, &file, &AGAIN)?;
+    let events = setup.kills(case, times, &AGAIN)?;
     // Committed events are read up to the first transaction that is still open: the one of the process that was killed
     // last may be, if nobody took its name over.
     wait_until(LIMIT, "everything to be readable", || Ok(setup.report(events)?.lost.is_empty().then_some(())))?;
@@ -95,56 +78,19 @@ fn killed(case: &Case, instance: Option<&'static str>, times: usize) -> anyhow::
 
 fn a_second_process_joins_and_leaves(case: &Case) -> anyhow::Result<()> {
     let setup = setup(case, None)?;
-    let file = case.write("chain.yaml", &setup.chain.yaml())?;
-    let load = setup.feed()?;
-    let first = setup.run(case, &file, &[])?;
-    setup.wait_for_more()?;
-    let second = setup.run(case, &file, &[])?;
-    setup.wait_for_members(2)?;
-    setup.wait_for_more()?;
-    second.stop(LIMIT)?;
-    setup.wait_for_members(1)?;
-    setup.wait_for_more()?;
-    let events = load.finish()?;
-    setup.wait_for_commits()?;
-    first.stop(LIMIT)?;
+    let events = setup.join_and_leave(case)?;
     ensure_exactly_once(case, &setup, events)
 }
 
-/// A process that hangs for longer than its session: another one takes over, then the first one comes back in the
-/// middle of its transaction.
 fn a_frozen_process_is_fenced(case: &Case) -> anyhow::Result<()> {
     let setup = setup(case, None)?;
-    let file = case.write("chain.yaml", &setup.chain.yaml())?;
-    let load = setup.feed()?;
-    let mut frozen = setup.run(case, &file, &AGAIN)?;
-    setup.wait_for_more()?;
-    frozen.process().signal(Signal::Stop)?;
-    let second = setup.run(case, &file, &[])?;
-    setup.wait_for_more()?;
-    frozen.process().signal(Signal::Continue)?;
-    setup.wait_for_members(2)?;
-    let events = load.finish()?;
-    setup.wait_for_commits()?;
-    frozen.stop(LIMIT)?;
-    second.stop(LIMIT)?;
+    let events = setup.freeze(case, &AGAIN)?;
     ensure_exactly_once(case, &setup, events)
 }
 
 fn a_killed_broker(case: &Case) -> anyhow::Result<()> {
     let mut kafka = case.own_kafka()?;
     let setup = setup_on(case, kafka.brokers(), None)?;
-    let file = case.write("chain.yaml", &setup.chain.yaml())?;
-    let load = setup.feed()?;
-    let run = setup.run(case, &file, &AGAIN)?;
-    for _ in 0..2 {
-        setup.wait_for_more()?;
-        kafka.kill()?;
-        kafka.restart()?;
-    }
-    setup.wait_for_more()?;
-    let events = load.finish()?;
-    setup.wait_for_commits()?;
-    run.stop(LIMIT)?;
+    let events = setup.kill_broker(case, &mut kafka, &AGAIN)?;
     ensure_exactly_once(case, &setup, events)
 }

@@ -302,6 +302,20 @@ impl Client {
             .collect())
     }
 
+    /// Waits until a group has confirmed everything that a topic holds.
+    ///
+    /// # Errors
+    /// When it does not, within `limit`; with what it has confirmed.
+    pub(crate) fn wait_for_commits(&self, limit: Duration, group: &str, topic: &str) -> anyhow::Result<()> {
+        let mut stands = String::new();
+        wait_until(limit, "the group to have confirmed everything", || {
+            let (ends, committed) = (self.watermarks(topic)?, self.committed(group, topic)?);
+            stands = format!("{topic} ends at {ends:?}, committed is {committed:?}");
+            Ok(ends.iter().all(|(at, (_, high))| *high == 0 || committed.get(at) == Some(high)).then_some(()))
+        })
+        .with_context(|| stands)
+    }
+
     /// How many members a consumer group has once it is stable; `None` while it is not.
     ///
     /// # Errors

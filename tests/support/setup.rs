@@ -8,7 +8,8 @@ use anyhow::ensure;
 use super::chain::{Chain, guest};
 use super::checker::{Report, compare};
 use super::client::{Client, Feeder};
-use super::process::Fluxmill;
+use super::kafka::Kafka;
+use super::process::{Fluxmill, Signal};
 use super::suite::Case;
 use super::wait::wait_until;
 use super::workload::{Value, numbered, received, sent};
@@ -56,11 +57,7 @@ impl Setup {
 
     /// Waits until the group has confirmed everything that is there.
     pub(crate) fn wait_for_commits(&self) -> anyhow::Result<()> {
-        let ends = self.client.watermarks(&self.chain.from)?;
-        wait_until(LIMIT, "the group to have confirmed everything", || {
-            let committed = self.client.committed(&self.chain.from, &self.chain.from)?;
-            Ok(ends.iter().all(|(at, (_, high))| *high == 0 || committed.get(at) == Some(high)).then_some(()))
-        })
+        self.client.wait_for_commits(LIMIT, &self.chain.from, &self.chain.from)
     }
 
     /// Waits until the group is at rest with this many members.
@@ -90,5 +87,89 @@ impl Setup {
     /// Runs until everything is done.
     pub(crate) fn catch_up(&self, case: &Case, file: &Path, expected: &[&str]) -> anyhow::Result<()> {
         case.run(file, &self.brokers, &["--until-caught-up"], expected)?.finish_well(LIMIT).map(|_| ())
+    }
+
+    /// Runs the pipeline three times, each ended in order in the middle of something, and then until everything is
+    /// done. Gives how many events there were, as the others below.
+    pub(crate) fn restarts(&self, case: &Case) -> anyhow::Result<u64> {
+        self.one_after_the_other(case, 3, &[], |run| run.stop(LIMIT).map(|_| ()))
+    }
+
+    /// As [`restarts`](Self::restarts), so many times and by kill -9.
+    pub(crate) fn kills(&self, case: &Case, times: usize, expected: &[&str]) -> anyhow::Result<u64> {
+        self.one_after_the_other(case, times, expected, |run| run.kill().map(|_| ()))
+    }
+
+    fn one_after_the_other(
+        &self,
+        case: &Case,
+        times: usize,
+        expected: &[&str],
+        end: impl Fn(Fluxmill) -> anyhow::Result<()>,
+    ) -> anyhow::Result<u64> {
+        let file = case.write("chain.yaml", &self.chain.yaml())?;
+        let load = self.feed()?;
+        for _ in 0..times {
+            let run = self.run(case, &file, expected)?;
+            self.wait_for_more()?;
+            end(run)?;
+        }
+        let events = load.finish()?;
+        self.catch_up(case, &file, expected)?;
+        Ok(events)
+    }
+
+    /// A second process joins the first one's group, and leaves it.
+    pub(crate) fn join_and_leave(&self, case: &Case) -> anyhow::Result<u64> {
+        let file = case.write("chain.yaml", &self.chain.yaml())?;
+        let load = self.feed()?;
+        let first = self.run(case, &file, &[])?;
+        self.wait_for_more()?;
+        let second = self.run(case, &file, &[])?;
+        self.wait_for_members(2)?;
+        self.wait_for_more()?;
+        second.stop(LIMIT)?;
+        self.wait_for_members(1)?;
+        self.wait_for_more()?;
+        let events = load.finish()?;
+        self.wait_for_commits()?;
+        first.stop(LIMIT)?;
+        Ok(events)
+    }
+
+    /// A process that hangs for longer than its session: another one takes over, then the first one comes back in the
+    /// middle of something. `expected` are parts of its WARN lines.
+    pub(crate) fn freeze(&self, case: &Case, expected: &[&str]) -> anyhow::Result<u64> {
+        let file = case.write("chain.yaml", &self.chain.yaml())?;
+        let load = self.feed()?;
+        let mut frozen = self.run(case, &file, expected)?;
+        self.wait_for_more()?;
+        frozen.process().signal(Signal::Stop)?;
+        let second = self.run(case, &file, &[])?;
+        self.wait_for_more()?;
+        frozen.process().signal(Signal::Continue)?;
+        self.wait_for_members(2)?;
+        let events = load.finish()?;
+        self.wait_for_commits()?;
+        frozen.stop(LIMIT)?;
+        second.stop(LIMIT)?;
+        Ok(events)
+    }
+
+    /// The broker is killed twice, and comes back.
+    pub(crate) fn kill_broker(&self, case: &Case, kafka: &mut Kafka, expected: &[&str]) -> anyhow::Result<u64> {
+        let file = case.write("chain.yaml", &self.chain.yaml())?;
+        let load = self.feed()?;
+        let run = self.run(case, &file, expected)?;
+        for _ in 0..2 {
+            self.wait_for_more()?;
+            kafka.kill()?;
+            kafka.restart()?;
+        }
+        self.wait_for_more()?;
+        let events = load.finish()?;
+        self.wait_for_commits()?;
+        run.stop(LIMIT)?;
+        Ok(events)
     }
 }
