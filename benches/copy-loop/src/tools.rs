@@ -148,16 +148,9 @@ impl Order {
 
 /// Reads back what is in a topic.
 pub fn span(brokers: &str, topic: &str) -> anyhow::Result<Span> {
-    let consumer: BaseConsumer = ClientConfig::new()
-        .set("bootstrap.servers", brokers)
-        .set("group.id", "copy-loop-span")
-        .set("enable.auto.commit", "false")
-        .set("fetch.wait.max.ms", "10")
-        .create()?;
-    let metadata = consumer.fetch_metadata(Some(topic), ANSWER)?;
-    let partitions = metadata.topics().first().map_or(0, |topic| topic.partitions().len());
+    let (consumer, partitions) = reader(brokers, topic, false)?;
     let mut span = Span { events: 0, first_ms: i64::MAX, last_ms: i64::MIN };
-    for partition in 0..i32::try_from(partitions)? {
+    for partition in 0..partitions {
         let (low, high) = consumer.fetch_watermarks(topic, partition, ANSWER)?;
         if high == low {
             continue;
@@ -172,17 +165,9 @@ pub fn span(brokers: &str, topic: &str) -> anyhow::Result<Span> {
 
 /// As [`span`], of committed events only and by reading all of them: the markers of transactions have offsets too.
 pub fn committed(brokers: &str, topic: &str) -> anyhow::Result<Span> {
-    let consumer: BaseConsumer = ClientConfig::new()
-        .set("bootstrap.servers", brokers)
-        .set("group.id", "copy-loop-span")
-        .set("enable.auto.commit", "false")
-        .set("enable.partition.eof", "true")
-        .set("fetch.wait.max.ms", "10")
-        .create()?;
-    let metadata = consumer.fetch_metadata(Some(topic), ANSWER)?;
-    let mut open = metadata.topics().first().map_or(0, |topic| topic.partitions().len());
+    let (consumer, mut open) = reader(brokers, topic, true)?;
     let mut list = TopicPartitionList::new();
-    for partition in 0..i32::try_from(open)? {
+    for partition in 0..open {
         list.add_partition_offset(topic, partition, Offset::Beginning)?;
     }
     consumer.assign(&list)?;
@@ -204,6 +189,20 @@ pub fn committed(brokers: &str, topic: &str) -> anyhow::Result<Span> {
     }
     ensure!(span.events > 0, "{topic} is empty");
     Ok(span)
+}
+
+/// A consumer, and how many partitions the topic has. It tells of their ends when it is asked to.
+fn reader(brokers: &str, topic: &str, tells_ends: bool) -> anyhow::Result<(BaseConsumer, i32)> {
+    let consumer: BaseConsumer = ClientConfig::new()
+        .set("bootstrap.servers", brokers)
+        .set("group.id", "copy-loop-span")
+        .set("enable.auto.commit", "false")
+        .set("enable.partition.eof", tells_ends.to_string())
+        .set("fetch.wait.max.ms", "10")
+        .create()?;
+    let metadata = consumer.fetch_metadata(Some(topic), ANSWER)?;
+    let partitions = metadata.topics().first().map_or(0, |topic| topic.partitions().len());
+    Ok((consumer, i32::try_from(partitions)?))
 }
 
 /// When the event at `offset` was appended.
