@@ -241,9 +241,6 @@ impl Writer<'_> {
             state.sealed.push_back(sealed);
         }
         let open = &mut state.open;
-        if open.builder.is_empty() {
-            open.set = self.intake.tracker.sets().map(Sets::begin);
-        }
         match open.segments.iter_mut().rfind(|segment| segment.slot == origin.slot) {
             Some(segment) => segment.last = origin.offset,
             None => {
@@ -252,7 +249,10 @@ impl Writer<'_> {
             }
         }
         open.builder.append(origin, key, value, timestamp, headers);
-        open.since.get_or_insert_with(Instant::now);
+        if open.since.is_none() {
+            open.since = Some(Instant::now());
+            open.set = self.intake.tracker.sets().map(Sets::begin);
+        }
         self.appended = true;
         Ok(())
     }

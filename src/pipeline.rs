@@ -218,7 +218,7 @@ async fn run(plan: Plan, first: Built, caught_up: Option<Vec<CancellationToken>>
     let (mut built, mut pause, mut rebuilds) = (first, REBUILD_PAUSE_MIN, 0);
     loop {
         let begun = Instant::now();
-        let error = match built.run(caught_up.clone()).await {
+        let error = match built.run(&plan, caught_up.clone()).await {
             Err(error) if error.may_pass(rebuilds > 0) && !plan.stop.is_cancelled() => error,
             ended => return ended,
         };
@@ -272,9 +272,10 @@ impl RunError {
 
 impl Built {
     /// Runs until stopped, or until caught up after these upstream pipelines have ended.
-    async fn run(self, caught_up: Option<Vec<CancellationToken>>) -> Result<(), RunError> {
-        let Self { name, source, lanes, producers, drivers, intakes, tracker, bell, stop, drain_timeout } = self;
-        let (stop, transactional) = (stop.child_token(), tracker.sets().is_some());
+    async fn run(self, plan: &Plan, caught_up: Option<Vec<CancellationToken>>) -> Result<(), RunError> {
+        let Self { source, lanes, producers, drivers, intakes, tracker, bell } = self;
+        let (name, drain_timeout) = (plan.name(), plan.drain_timeout);
+        let (stop, transactional) = (plan.stop.child_token(), tracker.sets().is_some());
         let take_the_end = CancellationToken::new();
         let context = SourceContext {
             intakes,
@@ -284,9 +285,9 @@ impl Built {
             caught_up: caught_up.is_some().then(|| take_the_end.clone()),
             drain_timeout,
         };
-        let mut source = spawn_source(&name, source, context);
+        let mut source = spawn_source(name, source, context);
         let mut tasks = spawn_lanes(lanes);
-        let mut drivers = spawn_drivers(&name, drivers);
+        let mut drivers = spawn_drivers(name, drivers);
         let mut failure: Option<RunError> = None;
         let note = |failure: &mut Option<RunError>, error: RunError| {
             *failure = Some(match failure.take() {
@@ -306,7 +307,7 @@ impl Built {
             tokio::select! {
                 end = &mut source => break end,
                 Some(lane) = tasks.join_next() => {
-                    if let Some(error) = lane_error(&name, lane) {
+                    if let Some(error) = lane_error(name, lane) {
                         note(&mut failure, error);
                         stop.cancel();
                         tasks.abort_all();
@@ -318,7 +319,7 @@ impl Built {
                         continue;
                     }
                     let reason = driver.err().map_or_else(|| "it returned".to_owned(), |error| error.to_string());
-                    note(&mut failure, RunError::Panic { pipeline: name.clone(), task: "a producer", reason });
+                    note(&mut failure, RunError::Panic { pipeline: name.to_owned(), task: "a producer", reason });
                     stop.cancel();
                     tasks.abort_all();
                 }
@@ -329,7 +330,7 @@ impl Built {
                 }
             }
         };
-        if let Some(error) = source_error(&name, end, drain_timeout) {
+        if let Some(error) = source_error(name, end, drain_timeout) {
             tasks.abort_all();
             note(&mut failure, error);
         }
@@ -338,7 +339,7 @@ impl Built {
             match tokio::time::timeout_at(deadline, tasks.join_next()).await {
                 Ok(None) => break,
                 Ok(Some(lane)) => {
-                    if let Some(error) = lane_error(&name, lane) {
+                    if let Some(error) = lane_error(name, lane) {
                         note(&mut failure, error);
                     }
                 }

@@ -32,12 +32,11 @@ pub(super) struct Plan {
     transactional_id: Option<String>,
     pub(super) metrics: Arc<PipelineMetrics>,
     pub(super) stop: CancellationToken,
-    drain_timeout: Duration,
+    pub(super) drain_timeout: Duration,
 }
 
 /// A pipeline that is ready to run.
 pub(super) struct Built {
-    pub(super) name: String,
     pub(super) source: KafkaSource,
     pub(super) lanes: Vec<AnyLane>,
     /// One for each connection that is published to; none where the source has the producer of its transactions.
@@ -47,8 +46,6 @@ pub(super) struct Built {
     pub(super) intakes: Vec<Arc<Intake>>,
     pub(super) tracker: Arc<Tracker>,
     pub(super) bell: Arc<Bell>,
-    pub(super) stop: CancellationToken,
-    pub(super) drain_timeout: Duration,
 }
 
 /// Lanes are generic, so that tests run them without a sandbox; what runs here is one of two.
@@ -112,8 +109,7 @@ impl Plan {
         let intake = |_| Arc::new(Intake::new(self.spec.batch, tracker.clone(), bell.clone()));
         let intakes: Vec<_> = (0..self.spec.lanes).map(intake).collect();
         let lanes = intakes.iter().map(|intake| self.lane(intake.clone(), &sinks)).collect();
-        let (name, stop, drain_timeout) = (self.spec.name.clone(), self.stop.clone(), self.drain_timeout);
-        Ok(Built { name, source, lanes, producers, drivers, intakes, tracker, bell, stop, drain_timeout })
+        Ok(Built { source, lanes, producers, drivers, intakes, tracker, bell })
     }
 
     fn lane(&self, intake: Arc<Intake>, sinks: &BTreeMap<TargetSpec, KafkaSink>) -> AnyLane {

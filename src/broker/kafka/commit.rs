@@ -139,7 +139,7 @@ impl Commits {
     }
 
     /// That transaction is committed.
-    fn end_transaction(&mut self, offsets: Vec<(TopicPartition, i64)>) {
+    fn end_transaction(&mut self, offsets: &[(TopicPartition, i64)]) {
         offsets.iter().for_each(|(partition, next)| self.committed(partition, *next));
         self.sent = None;
     }

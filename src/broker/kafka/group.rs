@@ -311,12 +311,8 @@ impl Group {
     pub(super) fn commit_all(&mut self, plane: &mut impl Plane, until: Instant) -> Result<bool, BrokerError> {
         let until = until.max(Instant::now() + LAST_COMMIT_TIMEOUT);
         loop {
-            self.commit()?;
-            if self.commits.is_settled() {
-                return Ok(true);
-            }
-            if Instant::now() >= until {
-                return Ok(false);
+            if let Some(all) = self.committed_by(until)? {
+                return Ok(all);
             }
             self.bell.wait(IDLE_WAIT);
             self.serve(plane)?;
@@ -330,16 +326,19 @@ impl Group {
     pub(super) async fn all_committed(&mut self, plane: &mut impl Plane, until: Instant) -> Result<bool, BrokerError> {
         let until = until.max(Instant::now() + LAST_COMMIT_TIMEOUT);
         loop {
-            self.commit()?;
-            if self.commits.is_settled() && self.transactions.as_ref().is_none_or(Transactions::is_settled) {
-                return Ok(true);
-            }
-            if Instant::now() >= until {
-                return Ok(false);
+            if let Some(all) = self.committed_by(until)? {
+                return Ok(all);
             }
             self.rest(false).await;
             self.serve(plane)?;
         }
+    }
+
+    /// Commits what has ended. Whether all of it is committed; none while there is time to wait for it.
+    fn committed_by(&mut self, until: Instant) -> Result<Option<bool>, BrokerError> {
+        self.commit()?;
+        let settled = self.commits.is_settled() && self.transactions.as_ref().is_none_or(Transactions::is_settled);
+        Ok((settled || Instant::now() >= until).then_some(settled))
     }
 
     /// Aborts a transaction that was left open, and leaves the group: whoever gets the partitions next must not have to

@@ -33,7 +33,9 @@ enum Phase {
     Committing(SetNumber),
 }
 
-type Commit = Pin<Box<dyn Future<Output = (TransactionalProducer, Result<(), TransactionError>)>>>;
+/// How a commit ended, and what was to be committed.
+type Ended = (Vec<(TopicPartition, i64)>, Result<(), TransactionError>);
+type Commit = Pin<Box<dyn Future<Output = (TransactionalProducer, Ended)>>>;
 
 /// See the module.
 pub(in super::super) struct Transactions {
@@ -42,11 +44,10 @@ pub(in super::super) struct Transactions {
     tracker: Arc<Tracker>,
     intakes: Vec<Arc<Intake>>,
     phase: Phase,
-    /// The commit that is under way, and what it commits.
+    /// The commit that is under way.
     commit: Option<Commit>,
-    offsets: Vec<(TopicPartition, i64)>,
-    /// How the last commit ended, until somebody looks.
-    ended: Option<Result<(), TransactionError>>,
+    /// How the last one ended, until somebody looks.
+    ended: Option<Ended>,
     /// This member's id since it was given its first partition.
     member: Option<String>,
     /// Offsets that the group did not take are not sent before.
@@ -67,15 +68,12 @@ impl Transactions {
         producer.init().await.map_err(failed)?;
         producer.begin().map_err(failed)?;
         sets(&tracker).open(sets(&tracker).filling());
-        let producer = Some(producer);
-        let (phase, offsets) = (Phase::Filling, Vec::new());
         Ok(Self {
-            producer,
+            producer: Some(producer),
             tracker,
             intakes,
-            phase,
+            phase: Phase::Filling,
             commit: None,
-            offsets,
             ended: None,
             member: None,
             not_before: None,
@@ -132,16 +130,13 @@ impl Transactions {
             // Once more: what made the set end has moved on before.
             commits.note(&self.tracker);
             match group().filter(|group| self.is_member(group)) {
-                Some(group) => {
-                    self.offsets = commits.begin_transaction();
-                    self.start(set, group);
-                }
+                Some(group) => self.start(set, commits.begin_transaction(), group),
                 // Between two generations, or about to learn that its partitions are lost.
                 None => self.not_before = Some(Instant::now() + GENERATION_PAUSE),
             }
         }
         let Phase::Committing(set) = self.phase else { return Ok(false) };
-        let Some(ended) = self.ended.take() else { return Ok(false) };
+        let Some((offsets, ended)) = self.ended.take() else { return Ok(false) };
         match ended {
             // A rebalance has begun or ended since. Whoever has the partitions still may commit them.
             Err(error) if error.kind == TransactionErrorKind::Generation => {
@@ -152,7 +147,7 @@ impl Transactions {
             }
             ended => ended.map_err(failed)?,
         }
-        commits.end_transaction(std::mem::take(&mut self.offsets));
+        commits.end_transaction(&offsets);
         self.phase = Phase::Filling;
         Ok(true)
     }
@@ -192,15 +187,15 @@ impl Transactions {
         }
     }
 
-    fn start(&mut self, set: SetNumber, group: GroupMetadata) {
-        let (Some(mut producer), offsets) = (self.producer.take(), self.offsets.clone()) else { return };
+    fn start(&mut self, set: SetNumber, offsets: Vec<(TopicPartition, i64)>, group: GroupMetadata) {
+        let Some(mut producer) = self.producer.take() else { return };
         let tracker = self.tracker.clone();
         self.phase = Phase::Committing(set);
         self.commit = Some(Box::pin(async move {
             let next = SetNumber(set.0 + 1);
             let committed = async {
                 if !offsets.is_empty() {
-                    producer.send_offsets(offsets, group).await?;
+                    producer.send_offsets(offsets.clone(), group).await?;
                 }
                 producer.commit().await?;
                 producer.begin()
@@ -209,7 +204,7 @@ impl Transactions {
             if committed.is_ok() {
                 sets(&tracker).open(next);
             }
-            (producer, committed)
+            (producer, (offsets, committed))
         }));
     }
 }
