@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::delivery::Tracker;
 use crate::event::Publication;
-use crate::intake::{Bell, Intake};
+use crate::intake::{Bell, Lanes};
 
 /// What an error means for the one who called.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,8 +50,8 @@ pub struct BrokerError {
 /// What a source is given to run with.
 #[derive(Debug)]
 pub struct SourceContext {
-    /// The lanes' intakes, at least one. The source deals its partitions to them, and closes them all at its end.
-    pub intakes: Vec<Arc<Intake>>,
+    /// The lanes. The source deals its rows to them, and closes them all at its end.
+    pub lanes: Lanes,
     /// Where the source begins assignments and reads what to commit.
     pub tracker: Arc<Tracker>,
     /// Rung when a lane has room again and when `stop` was cancelled. The source may ring it too.
@@ -65,14 +65,12 @@ pub struct SourceContext {
     pub drain_timeout: std::time::Duration,
 }
 
-/// Closes intakes when dropped.
-pub(crate) struct CloseIntakes(pub(crate) Vec<Arc<Intake>>);
+/// Closes lanes when dropped.
+pub(crate) struct CloseLanes(pub(crate) Lanes);
 
-impl Drop for CloseIntakes {
+impl Drop for CloseLanes {
     fn drop(&mut self) {
-        for intake in &self.0 {
-            intake.close();
-        }
+        self.0.close();
     }
 }
 

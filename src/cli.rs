@@ -1,6 +1,7 @@
 //! The commands. One file each: a clap struct whose doc comments are the help, and its `execute`.
 
 pub mod check;
+pub mod dead_letter;
 pub mod demo;
 pub mod explain;
 pub mod graph;
@@ -42,6 +43,7 @@ enum Command {
     Check(check::Args),
     Explain(explain::Args),
     Graph(graph::Args),
+    DeadLetter(dead_letter::Args),
     Schema(schema::Args),
 }
 
@@ -57,6 +59,7 @@ impl Cli {
             Command::Check(command) => command.execute(),
             Command::Explain(command) => command.execute(),
             Command::Graph(command) => command.execute(),
+            Command::DeadLetter(command) => command.execute(),
             Command::Schema(command) => command.execute(),
         }
     }

@@ -89,8 +89,12 @@ pub async fn run(options: &Options, screen: Option<&Screen>, stop: CancellationT
     create_topics(&mock, &chain)?;
     say("Loading the functions and joining the consumer groups (the first time, functions are compiled) ...")?;
 
-    let run =
-        RunOptions { until_caught_up: false, drain_timeout: DRAIN_TIMEOUT, cache: EngineOptions::default_cache() };
+    let run = RunOptions {
+        until_caught_up: false,
+        drain_timeout: DRAIN_TIMEOUT,
+        cache: EngineOptions::default_cache(),
+        replay: None,
+    };
     let chain_stop = CancellationToken::new();
     let mut running = pipeline::start(std::slice::from_ref(&chain), &run, chain_stop.clone()).await?;
     let flow = Arc::new(Flow::new(&chain, ENTRY, running.pipelines()));

@@ -5,6 +5,9 @@
 //! and grow under load. The source never waits here; a full intake refuses the row, and the source goes on serving
 //! its broker until the [`Bell`] tells it to try again.
 
+mod lanes;
+
+use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -15,8 +18,12 @@ use crate::delivery::{Segment, SetNumber, Sets, Token, Tracker};
 use crate::event::{BatchBuilder, EventBatch, HEADER_OVERHEAD, Origin};
 use crate::spec::BatchLimits;
 
-/// Sealed batches that may wait beside the one that is being filled.
+pub use lanes::{Lanes, Run};
+
+/// Sealed batches that may wait beside the one that is being filled, however large they are.
 const SEALED_BATCHES_MAX: usize = 2;
+/// Bytes that a sealed batch takes beside its events': many small ones must not count for nothing.
+const BATCH_OVERHEAD: usize = 4096;
 
 /// A batch on its way through a lane, with the duty to bring it to its end.
 #[derive(Debug)]
@@ -41,9 +48,17 @@ struct Open {
     set: Option<SetNumber>,
 }
 
+/// A batch that waits for its lane.
+struct Sealed {
+    delivery: Delivery,
+    bytes: usize,
+}
+
 struct State {
     open: Open,
-    sealed: std::collections::VecDeque<Delivery>,
+    sealed: VecDeque<Sealed>,
+    /// Bytes of the sealed ones.
+    sealed_bytes: usize,
     closed: bool,
     /// The open batch goes as it is, whatever `max_wait` says.
     hurried: bool,
@@ -53,6 +68,8 @@ struct State {
 /// The bounded intake of one lane.
 pub struct Intake {
     limits: BatchLimits,
+    /// Bytes of sealed batches up to which more of them may wait than [`SEALED_BATCHES_MAX`].
+    queue_bytes: usize,
     tracker: Arc<Tracker>,
     state: Mutex<State>,
     rows: Notify,
@@ -108,10 +125,12 @@ impl Intake {
     pub fn new(limits: BatchLimits, tracker: Arc<Tracker>, bell: Arc<Bell>) -> Self {
         Self {
             limits,
+            queue_bytes: 0,
             tracker,
             state: Mutex::new(State {
                 open: Open::default(),
-                sealed: Default::default(),
+                sealed: VecDeque::new(),
+                sealed_bytes: 0,
                 closed: false,
                 hurried: false,
                 refused: false,
@@ -121,6 +140,11 @@ impl Intake {
         }
     }
 
+    /// Lets batches of up to so many bytes wait.
+    fn queueing(self, queue_bytes: usize) -> Self {
+        Self { queue_bytes, ..self }
+    }
+
     /// Takes hold of the intake to append rows. Hold it for one run of rows, not longer: the lane waits meanwhile.
     pub fn writer(&self) -> Writer<'_> {
         let mut state = self.lock();
@@ -128,8 +152,7 @@ impl Intake {
         // sealed batch more is the most that this can make.
         let filling = self.tracker.sets().map(Sets::filling);
         if !state.open.builder.is_empty() && state.open.set != filling {
-            let sealed = self.seal(&mut state.open);
-            state.sealed.push_back(sealed);
+            self.put_aside(&mut state);
         }
         Writer { intake: self, state, appended: false }
     }
@@ -182,7 +205,8 @@ impl Intake {
 
     /// The next batch if it may go now: a sealed one, or the open one when it has waited long enough.
     fn pop(&self, state: &mut State) -> Option<Delivery> {
-        if let Some(delivery) = state.sealed.pop_front() {
+        if let Some(Sealed { delivery, bytes }) = state.sealed.pop_front() {
+            state.sealed_bytes -= bytes;
             return Some(delivery);
         }
         let since = state.open.since?;
@@ -194,6 +218,14 @@ impl Intake {
             || limits.max_wait.is_zero()
             || since.elapsed() >= limits.max_wait;
         due.then(|| self.seal(&mut state.open))
+    }
+
+    /// Closes the open batch, which waits for its lane.
+    fn put_aside(&self, state: &mut State) {
+        let bytes = state.open.builder.bytes() + BATCH_OVERHEAD;
+        let delivery = self.seal(&mut state.open);
+        state.sealed_bytes += bytes;
+        state.sealed.push_back(Sealed { delivery, bytes });
     }
 
     fn seal(&self, open: &mut Open) -> Delivery {
@@ -233,12 +265,12 @@ impl Writer<'_> {
         let full = open.builder.len() >= limits.max_events
             || (!open.builder.is_empty() && open.builder.bytes() + bytes > limits.max_bytes);
         if full {
-            if state.sealed.len() >= SEALED_BATCHES_MAX {
+            let waiting = state.sealed_bytes + open.builder.bytes() + BATCH_OVERHEAD;
+            if state.sealed.len() >= SEALED_BATCHES_MAX && waiting > self.intake.queue_bytes {
                 state.refused = true;
                 return Err(Full);
             }
-            let sealed = self.intake.seal(open);
-            state.sealed.push_back(sealed);
+            self.intake.put_aside(state);
         }
         let open = &mut state.open;
         match open.segments.iter_mut().rfind(|segment| segment.slot == origin.slot) {

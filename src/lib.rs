@@ -8,6 +8,7 @@
 pub mod broker;
 pub mod cli;
 pub mod config;
+pub mod dead_letter;
 pub mod delivery;
 pub mod demo;
 pub mod event;

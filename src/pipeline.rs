@@ -4,6 +4,7 @@
 mod dead_letter;
 mod lane;
 mod plan;
+mod replay;
 mod route;
 mod settle;
 mod tap;
@@ -21,12 +22,13 @@ use tokio_util::sync::CancellationToken;
 
 use crate::broker::kafka::{self, Driver, KafkaProducer, KafkaSink};
 use crate::broker::{BrokerError, BrokerErrorKind, Source, SourceContext, SourceEnd};
-use crate::function::{Engine, EngineOptions, Function, LoadError, Transform};
+use crate::function::{Engine, EngineOptions, Function, LoadError};
 use crate::pipeline::lane::{Lane, LaneError};
-use crate::pipeline::plan::{AnyLane, Built, Plan};
+use crate::pipeline::plan::{Built, Plan, Stage};
 use crate::spec::{ChainSpec, ConnectionSpec, PipelineSpec};
 use crate::telemetry::metrics::PipelineMetrics;
 
+pub use replay::{Replay, ReplayCounts};
 pub use tap::{Tap, tap};
 pub use topology::Topology;
 
@@ -53,6 +55,8 @@ pub struct RunOptions {
     pub drain_timeout: Duration,
     /// The folder of compiled functions; `None` compiles anew at each start.
     pub cache: Option<PathBuf>,
+    /// What the pipelines read are dead letters, and the events of these are what they run.
+    pub replay: Option<Arc<Replay>>,
 }
 
 /// Why a chain did not start. Nothing was consumed.
@@ -155,7 +159,7 @@ pub async fn start(chains: &[ChainSpec], options: &RunOptions, stop: Cancellatio
     prepare_topics(chains).await?;
     let mut plans = Vec::new();
     for ((chain, spec), function) in topology.pipelines().zip(functions) {
-        let plan = Plan::new(chain, spec, function, stop.clone(), options.drain_timeout);
+        let plan = Plan::new(chain, spec, function, options, stop.clone());
         let built = plan.build().await.map_err(|error| StartError::Broker(vec![error]))?;
         plans.push((plan, built));
     }
@@ -273,12 +277,12 @@ impl RunError {
 impl Built {
     /// Runs until stopped, or until caught up after these upstream pipelines have ended.
     async fn run(self, plan: &Plan, caught_up: Option<Vec<CancellationToken>>) -> Result<(), RunError> {
-        let Self { source, lanes, producers, drivers, intakes, tracker, bell } = self;
+        let Self { source, lanes, producers, drivers, dealt, tracker, bell } = self;
         let (name, drain_timeout) = (plan.name(), plan.drain_timeout);
         let (stop, transactional) = (plan.stop.child_token(), tracker.sets().is_some());
         let take_the_end = CancellationToken::new();
         let context = SourceContext {
-            intakes,
+            lanes: dealt,
             tracker,
             bell: bell.clone(),
             stop: stop.clone(),
@@ -423,21 +427,14 @@ fn spawn_source(
     end
 }
 
-fn spawn_lanes(lanes: Vec<AnyLane>) -> JoinSet<Result<(), LaneError>> {
+fn spawn_lanes(lanes: Vec<Lane<Stage, KafkaSink>>) -> JoinSet<Result<(), LaneError>> {
+    use tracing::Instrument;
     let mut tasks = JoinSet::new();
     for lane in lanes {
-        match lane {
-            AnyLane::Function(lane) => spawn_lane(&mut tasks, lane),
-            AnyLane::PassThrough(lane) => spawn_lane(&mut tasks, lane),
-        }
+        let span = tracing::info_span!("pipeline", name = lane.sender.pipeline);
+        tasks.spawn(lane.run().instrument(span));
     }
     tasks
-}
-
-fn spawn_lane<T: Transform>(tasks: &mut JoinSet<Result<(), LaneError>>, lane: Lane<T, KafkaSink>) {
-    use tracing::Instrument;
-    let span = tracing::info_span!("pipeline", name = lane.sender.pipeline);
-    tasks.spawn(lane.run().instrument(span));
 }
 
 /// Drives the deadlines of all functions until the chain is dropped.

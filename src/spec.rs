@@ -316,6 +316,10 @@ pub struct BatchLimits {
 pub enum Order {
     /// All events of a partition.
     Partition,
+    /// All events of a partition that have the same key, and those that have none.
+    Key,
+    /// Nothing.
+    None,
 }
 
 /// What is promised of every event.
@@ -389,8 +393,10 @@ pub struct RetrySpec {
     pub attempts: u32,
     /// The wait before the second call; it doubles with each further one.
     pub backoff_min: Duration,
-    /// The longest wait.
+    /// The longest wait, before chance shortens it.
     pub backoff_max: Duration,
+    /// How long after it was taken an event may be run again; `None` leaves it to the attempts.
+    pub max_age: Option<Duration>,
 }
 
 /// What happens to an event that cannot be processed.

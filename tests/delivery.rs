@@ -21,6 +21,9 @@ fn main() -> ExitCode {
     suite.kafka("graceful_restarts_lose_and_double_nothing", graceful_restarts_lose_and_double_nothing);
     suite.kafka("kill_9_loses_nothing", kill_9_loses_nothing);
     suite.kafka("a_second_process_joins_and_leaves", a_second_process_joins_and_leaves);
+    suite.kafka("keys_keep_their_order_over_many_lanes", keys_keep_their_order_over_many_lanes);
+    suite.kafka("kill_9_with_keys_over_many_lanes_loses_nothing", kill_9_with_keys_over_many_lanes_loses_nothing);
+    suite.kafka("without_order_nothing_is_lost", without_order_nothing_is_lost);
     suite.kafka("a_frozen_process_loses_nothing", a_frozen_process_loses_nothing);
     suite.kafka("a_killed_broker_loses_nothing", a_killed_broker_loses_nothing);
     suite.kafka("sigterm_ends_a_run_whose_broker_is_gone", sigterm_ends_a_run_whose_broker_is_gone);
@@ -113,6 +116,34 @@ fn a_second_process_joins_and_leaves(case: &Case) -> anyhow::Result<()> {
     let setup = Setup::shared(case, 4, Some("identity"))?;
     let events = setup.join_and_leave(case)?;
     setup.report(events)?.exactly_once().map_err(anyhow::Error::msg)
+}
+
+/// Fewer partitions than lanes.
+fn over_many_lanes(case: &Case, order: &str) -> anyhow::Result<Setup> {
+    let mut setup = Setup::shared(case, 2, Some("identity"))?;
+    setup.chain.pipeline.extend([format!("order: {order}"), "lanes: 8".to_owned()]);
+    Ok(setup)
+}
+
+fn keys_keep_their_order_over_many_lanes(case: &Case) -> anyhow::Result<()> {
+    let setup = over_many_lanes(case, "key")?;
+    let events = setup.join_and_leave(case)?;
+    setup.report(events)?.exactly_once().map_err(anyhow::Error::msg)
+}
+
+fn kill_9_with_keys_over_many_lanes_loses_nothing(case: &Case) -> anyhow::Result<()> {
+    let setup = over_many_lanes(case, "key")?;
+    let events = setup.kills(case, 3, &[])?;
+    setup.ensure_nothing_lost(case, events)
+}
+
+fn without_order_nothing_is_lost(case: &Case) -> anyhow::Result<()> {
+    let setup = over_many_lanes(case, "none")?;
+    let events = setup.kills(case, 3, &[])?;
+    let report = setup.report(events)?;
+    case.note(&report.describe());
+    ensure!(report.lost.is_empty() && report.unseen.is_empty(), "{}", report.describe());
+    Ok(())
 }
 
 fn a_frozen_process_loses_nothing(case: &Case) -> anyhow::Result<()> {

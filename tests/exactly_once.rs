@@ -24,6 +24,7 @@ fn main() -> ExitCode {
     let mut suite = Suite::default();
     suite.kafka("graceful_restarts", graceful_restarts);
     suite.kafka("kill_9", kill_9);
+    suite.kafka("kill_9_with_keys_over_many_lanes", kill_9_with_keys_over_many_lanes);
     suite.kafka("kill_9_under_another_name", kill_9_under_another_name);
     suite.kafka("a_second_process_joins_and_leaves", a_second_process_joins_and_leaves);
     suite.kafka("a_frozen_process_is_fenced", a_frozen_process_is_fenced);
@@ -59,21 +60,27 @@ fn graceful_restarts(case: &Case) -> anyhow::Result<()> {
 
 /// As the same member, which ends the transaction of the one before it.
 fn kill_9(case: &Case) -> anyhow::Result<()> {
-    killed(case, Some("one"), KILLS)
+    killed(case, &setup(case, Some("one"))?, KILLS)
+}
+
+/// A transaction holds a closed set of events, whatever lanes they went to.
+fn kill_9_with_keys_over_many_lanes(case: &Case) -> anyhow::Result<()> {
+    let mut setup = setup(case, Some("one"))?;
+    setup.chain.pipeline.extend(["order: key", "lanes: 8"].map(str::to_owned));
+    killed(case, &setup, KILLS)
 }
 
 /// As another member each time, which waits until the broker has ended the transaction of the one before it.
 fn kill_9_under_another_name(case: &Case) -> anyhow::Result<()> {
-    killed(case, None, 2)
+    killed(case, &setup(case, None)?, 2)
 }
 
-fn killed(case: &Case, instance: Option<&'static str>, times: usize) -> anyhow::Result<()> {
-    let setup = setup(case, instance)?;
+fn killed(case: &Case, setup: &Setup, times: usize) -> anyhow::Result<()> {
     let events = setup.kills(case, times, &AGAIN)?;
     // Committed events are read up to the first transaction that is still open: the one of the process that was killed
     // last may be, if nobody took its name over.
     wait_until(LIMIT, "everything to be readable", || Ok(setup.report(events)?.lost.is_empty().then_some(())))?;
-    ensure_exactly_once(case, &setup, events)
+    ensure_exactly_once(case, setup, events)
 }
 
 fn a_second_process_joins_and_leaves(case: &Case) -> anyhow::Result<()> {

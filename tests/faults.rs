@@ -16,12 +16,13 @@ use fluxmill::broker::kafka::{KafkaProducer, KafkaSource};
 use fluxmill::broker::{Acknowledgement, Sink as _, Source as _, SourceContext, SourceEnd};
 use fluxmill::delivery::{Slot, Tracker};
 use fluxmill::event::{BatchBuilder, Origin, Publication};
-use fluxmill::intake::{Bell, Intake};
+use fluxmill::intake::{Bell, Lanes};
 use fluxmill::spec::{
-    BatchLimits, ColumnarSettings, Compression, KafkaClient, KafkaConnection, KafkaSourceSpec, StartOffset,
+    BatchLimits, ColumnarSettings, Compression, KafkaClient, KafkaConnection, KafkaSourceSpec, Order, StartOffset,
 };
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
+use support::environment::setting;
 use support::kafka::Version;
 use support::kafka::cluster::{BROKERS, Cluster, Partition};
 use support::process::Signal;
@@ -195,16 +196,9 @@ fn wait_for_others(cluster: &Cluster, topic: &str, broker: i32) -> anyhow::Resul
     })
 }
 
-/// A number from the environment.
-fn from_environment<T: std::str::FromStr>(name: &str) -> anyhow::Result<Option<T>> {
-    let Some(text) = std::env::var_os(name) else { return Ok(None) };
-    let text = text.to_string_lossy().into_owned();
-    text.parse().map(Some).ok().with_context(|| format!("{name}={text} is no number"))
-}
-
 fn nothing_is_lost_doubled_or_reordered(case: &Case) -> anyhow::Result<()> {
-    let faults = from_environment("FLUXMILL_FAULTS")?.unwrap_or(FAULTS);
-    let seed = from_environment("FLUXMILL_FAULTS_SEED")?.unwrap_or_else(|| fastrand::u64(..));
+    let faults = setting("FLUXMILL_FAULTS")?.unwrap_or(FAULTS);
+    let seed = setting("FLUXMILL_FAULTS_SEED")?.unwrap_or_else(|| fastrand::u64(..));
     case.note(&format!("FLUXMILL_FAULTS={faults} FLUXMILL_FAULTS_SEED={seed}"));
     let mut random = fastrand::Rng::with_seed(seed);
     let mut cluster = Cluster::start(Version::default())?;
@@ -449,9 +443,10 @@ impl Reading {
     fn start(connection: &KafkaConnection, topic: &str) -> anyhow::Result<Self> {
         let (tracker, bell, stop) = (Arc::new(Tracker::default()), Arc::new(Bell::default()), CancellationToken::new());
         let limits = BatchLimits { max_events: 1_000, max_bytes: 1 << 20, max_wait: Duration::ZERO };
-        let intake = Arc::new(Intake::new(limits, tracker.clone(), bell.clone()));
+        let lanes = Lanes::new(1, Order::Partition, limits, &tracker, &bell);
+        let intake = lanes.intakes()[0].clone();
         let context = SourceContext {
-            intakes: vec![intake.clone()],
+            lanes,
             tracker,
             bell: bell.clone(),
             stop: stop.clone(),

@@ -20,6 +20,7 @@ mod librdkafka;
 mod log;
 mod member;
 pub mod mock;
+pub mod reader;
 mod start;
 mod token;
 mod wire;

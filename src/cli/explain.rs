@@ -20,20 +20,29 @@ const SETTINGS_WIDTH: usize = 100;
 const AT_LEAST_ONCE: &str = "  guarantee: at least once
   A crash loses nothing: an offset is committed only when every event up to it was published and acknowledged by
   all in-sync replicas, dropped by the function, or ended as below. Events after the last commit are run again, so
-  some are published twice. A stop that drains in time repeats none.
-  Order: events of a partition are run and published in order; an event that waits for its retry holds those
-  behind it. After a crash an older event may appear again behind newer ones.
+  some are published twice, an older one perhaps behind newer ones. A stop that drains in time repeats none.
   Readers see events as soon as they are published, and must expect doubled ones; each keeps its key.
 ";
 const EXACTLY_ONCE: &str =
     "  guarantee: exactly once, for readers of committed events (`isolation.level=read_committed`)
   What events became, their dead letters and their offsets are committed together, in a transaction for each tenth of
   a second. A crash undoes the transaction that was open, and its events are run again; what was undone is never seen.
-  Readers of uncommitted events see it, and then its events once more.
-  Order: events of a partition are run and published in order; an event that waits for its retry holds those
-  behind it, and the transaction that it is in.
+  Readers of uncommitted events see it, and then its events once more. An event that waits for its retry holds the
+  transaction that it is in.
   Readers see events when their transaction is committed: about a tenth of a second later, or as long as the slowest
   batch takes.
+";
+
+const BY_PARTITION: &str =
+    "  Order: events of a partition are run and published in order, one batch at a time, so that a partition is never
+  faster than one lane. An event that waits for its retry holds those behind it.
+";
+const BY_KEY: &str = "  Order: events of a partition that have the same key are run and published in order, and so are those that have no
+  key. Keys are dealt to all lanes, also within a partition, and overtake each other. An event that waits for its
+  retry holds the keys of its lane; the others go on until 4MiB wait for that lane.
+";
+const BY_NOTHING: &str = "  Order: none is kept, not even of one key. Any lane takes any event, and what a call makes is published at once; an
+  event that waits for its retry holds no other, until 64 batches of its lane wait.
 ";
 
 /// Print what a pipeline file means: every default, and what is promised.
@@ -198,8 +207,15 @@ fn explain_pipeline(out: &mut String, pipeline: &PipelineSpec) {
     let bytes = show_size(batch.max_bytes as u64);
     let wait = show_duration(batch.max_wait);
     line(out, "batch", format!("at most {} events and {bytes}, waits {wait} for more", batch.max_events));
-    let Order::Partition = pipeline.order;
-    line(out, "order", "partition: events of a partition, and so of a key, keep their order");
+    line(
+        out,
+        "order",
+        match pipeline.order {
+            Order::Partition => "partition: events of a partition, and so of a key, keep their order",
+            Order::Key => "key: events of a partition that have the same key keep their order",
+            Order::None => "none: events may overtake each other",
+        },
+    );
     line(out, "lanes", format!("{} at once", pipeline.lanes));
     match limits {
         None => line(out, "function", "none: events are copied as they are"),
@@ -216,7 +232,10 @@ fn explain_pipeline(out: &mut String, pipeline: &PipelineSpec) {
         "retry",
         match retry.attempts {
             1 => "never: an event is run once".to_owned(),
-            attempts => format!("{attempts} calls in all, waiting {least} first and {most} at most"),
+            attempts => {
+                let age = retry.max_age.map_or_else(String::new, |age| format!(", none after {}", show_duration(age)));
+                format!("{attempts} calls in all, waiting {least} first and {most} at most{age}")
+            }
         },
     );
     line(
@@ -279,9 +298,14 @@ fn explain_guarantee(out: &mut String, pipeline: &PipelineSpec) {
         Guarantee::AtLeastOnce => AT_LEAST_ONCE,
         Guarantee::ExactlyOnce => EXACTLY_ONCE,
     };
+    let order = match pipeline.order {
+        Order::Partition => BY_PARTITION,
+        Order::Key => BY_KEY,
+        Order::None => BY_NOTHING,
+    };
     let _ = write!(
         out,
-        "{guarantee}  \
+        "{guarantee}{order}  \
          An event that may pass later {again}{failed}.\n  \
          An event that the function rejects {failed}. {held}\n{faults}",
     );

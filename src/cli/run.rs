@@ -53,7 +53,12 @@ impl Args {
             Err(code) => return Ok(code),
         };
         let cache = if self.no_cache { None } else { EngineOptions::default_cache() };
-        let options = RunOptions { until_caught_up: self.until_caught_up, drain_timeout: self.drain_timeout, cache };
+        let options = RunOptions {
+            until_caught_up: self.until_caught_up,
+            drain_timeout: self.drain_timeout,
+            cache,
+            replay: None,
+        };
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the runtime")?;
         let code = runtime.block_on(run(&loaded, &options));
         // After a second signal a source may still sit in a call to its broker; nothing waits for it.

@@ -304,6 +304,8 @@ objects! {
         attempts: Whole<1, 100> = default("3"),
         /// The wait before the second call and the longest wait; it doubles in between.
         backoff: MillisRange<1, 3_600_000> = default("100ms..10s"),
+        /// How long after the pipeline took it an event may be run again, whatever attempts are left.
+        max_age: Millis<1, 86_400_000> = optional("no bound but `attempts`; half of `transaction.timeout.ms` with `delivery: exactly_once`, and no more"),
     }
     later {}
 
@@ -340,10 +342,14 @@ words! {
 
     /// What keeps its order.
     enum Order {
-        /// all events of a partition, and so all of a key
+        /// all events of a partition, and so all of a key; a partition has one lane
         Partition = "partition",
+        /// the events of a partition that have the same key; its keys share all lanes
+        Key = "key",
+        /// nothing: events take any lane, and one that is run again waits alone
+        None = "none",
     }
-    later { "key" => "partition", "none" => "partition", }
+    later {}
 
     /// What is promised.
     enum Delivery {

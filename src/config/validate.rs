@@ -76,7 +76,7 @@ impl Validator<'_> {
             self.mistakes.push(Mistake::at(Kind::EmptyCollection, span, "there are no pipelines").help(help));
         }
         for (nth, pipeline) in written.iter().enumerate() {
-            let made = self.pipeline(nth, pipeline, name.as_deref());
+            let mut made = self.pipeline(nth, pipeline, name.as_deref());
             if let Some(topic) = made.as_ref().and_then(default_dead_letter_topic) {
                 let is_listed =
                     |known: &spec::TopicSpec| (&known.connection, &known.topic) == (&topic.connection, &topic.topic);
@@ -84,8 +84,11 @@ impl Validator<'_> {
                     topics.push(topic);
                 }
             }
-            if let (Some(made), Some(value)) = (&made, &pipeline.value) {
+            if let (Some(made), Some(value)) = (&mut made, &pipeline.value) {
                 self.mistakes.extend(transactions::check(made, &connections, &value.delivery.span));
+                let retry = value.on_error.value.as_ref().and_then(|on_error| on_error.retry.value.as_ref());
+                let place = retry.map_or(&value.delivery.span, |retry| &retry.max_age.span);
+                self.mistakes.extend(transactions::bound_age(made, &connections, place));
             }
             pipelines.extend(made);
         }
@@ -209,7 +212,11 @@ impl Validator<'_> {
                 max_bytes: batch.max_bytes.value?.bytes(),
                 max_wait: batch.max_wait.value?.duration(),
             },
-            order: pipeline.order.value.map(|OrderWord::Partition| spec::Order::Partition)?,
+            order: pipeline.order.value.map(|order| match order {
+                OrderWord::Partition => spec::Order::Partition,
+                OrderWord::Key => spec::Order::Key,
+                OrderWord::None => spec::Order::None,
+            })?,
             lanes,
             guarantee: pipeline.delivery.value.map(|delivery| match delivery {
                 Delivery::AtLeastOnce => spec::Guarantee::AtLeastOnce,
@@ -364,6 +371,7 @@ impl Validator<'_> {
             attempts: u32::try_from(retry.attempts.value?.0).unwrap_or(u32::MAX),
             backoff_min: backoff.low,
             backoff_max: backoff.high,
+            max_age: retry.max_age.value.map(|age| age.duration()),
         };
         Some(spec::OnErrorSpec { retry, then: then? })
     }

@@ -1,12 +1,15 @@
 //! A lane: one task that owns order. It runs the function over one batch at a time and publishes in order; it does
-//! not wait for acknowledgements before it takes the next batch, up to a bound.
+//! not wait for acknowledgements before it takes the next batch, up to a bound. With `order: none` it does not wait
+//! for rows that are run again either.
 
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::StreamExt;
+use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt, StreamExt};
+use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 use crate::broker::{Acknowledgement, BrokerError, Sink};
@@ -15,13 +18,15 @@ use crate::event::{EventBatch, Publication};
 use crate::function::Transform;
 use crate::intake::{Delivery, Intake};
 use crate::pipeline::dead_letter::{self, Sender};
-use crate::pipeline::route::{Part, Routed, route};
+use crate::pipeline::route::{Part, Routed, route, route_last};
 use crate::pipeline::settle::{FailedBy, FailedRow, Settlement, Step};
-use crate::spec::RetrySpec;
+use crate::spec::{Order, RetrySpec};
 use crate::telemetry::metrics::PipelineMetrics;
 
 /// Batches of one lane that may wait for acknowledgements at once.
 const IN_FLIGHT_BATCHES_MAX: usize = 8;
+/// The same where rows that are run again wait there too, and must not hold up others.
+const UNORDERED_BATCHES_MAX: usize = 64;
 /// A pipeline whose events fail says so in the log at most this often for each lane.
 const FAILURE_LOG_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -73,6 +78,8 @@ pub struct Lane<T, S> {
     pub transform: Arc<T>,
     /// Where each output's events go.
     pub outputs: Vec<S>,
+    /// What is kept in order.
+    pub order: Order,
     /// How failed events are run again.
     pub retry: RetrySpec,
     /// Where events go that cannot be processed.
@@ -83,13 +90,16 @@ pub struct Lane<T, S> {
     pub metrics: Arc<PipelineMetrics>,
 }
 
-/// A batch whose events were handed to the sinks.
-struct Published {
+/// A batch on its way to its end.
+struct Work {
     delivery: Delivery,
+    settlement: Settlement,
     parts: Vec<Part>,
     waiting: Vec<(Routed, Acknowledgement)>,
-    failed: Vec<FailedRow>,
 }
+
+/// A batch that was handed to the sinks, until it has ended; then what of it failed.
+type InFlight<'a> = BoxFuture<'a, Result<Vec<FailedRow>, LaneError>>;
 
 impl<T: Transform, S: Sink> Lane<T, S> {
     /// Runs until the intake is closed and everything taken from it has ended.
@@ -97,8 +107,10 @@ impl<T: Transform, S: Sink> Lane<T, S> {
     /// # Errors
     /// What ends the pipeline. Batches in flight are then dropped and count as not delivered.
     pub async fn run(self) -> Result<(), LaneError> {
-        let mut in_flight = FuturesUnordered::new();
+        let calls = Mutex::new(());
+        let mut in_flight: FuturesUnordered<InFlight<'_>> = FuturesUnordered::new();
         let mut log = FailureLog::default();
+        let most = if self.order == Order::None { UNORDERED_BATCHES_MAX } else { IN_FLIGHT_BATCHES_MAX };
         loop {
             let delivery = tokio::select! {
                 biased;
@@ -106,18 +118,21 @@ impl<T: Transform, S: Sink> Lane<T, S> {
                     log.note(ended?);
                     continue;
                 }
-                delivery = self.intake.take(), if in_flight.len() < IN_FLIGHT_BATCHES_MAX => delivery,
+                delivery = self.intake.take(), if in_flight.len() < most => delivery,
             };
             let Some(delivery) = delivery else { break };
-            let mut work = pin!(self.publish(delivery));
-            let published = loop {
+            let mut publish = pin!(self.publish(delivery, &calls));
+            let (work, wait) = loop {
                 tokio::select! {
                     biased;
-                    published = &mut work => break published?,
+                    published = &mut publish => break published?,
                     Some(ended) = in_flight.next(), if !in_flight.is_empty() => log.note(ended?),
                 }
             };
-            in_flight.push(self.finish(published));
+            in_flight.push(match wait {
+                None => self.finish(work).boxed(),
+                Some(wait) => self.retry(work, wait, &calls).boxed(),
+            });
         }
         while let Some(ended) = in_flight.next().await {
             log.note(ended?);
@@ -125,51 +140,86 @@ impl<T: Transform, S: Sink> Lane<T, S> {
         Ok(())
     }
 
-    /// Runs the function over a batch and hands what it published to the sinks, in order.
-    async fn publish(&self, delivery: Delivery) -> Result<Published, LaneError> {
+    /// Runs the function over a batch and hands what it published to the sinks. Where there is an order to keep, that is
+    /// after all of its rows have come to their end, in the order of the rows. Where there is none, it is what every
+    /// call makes, at once; rows that are to be run again are left with the time to wait before.
+    async fn publish(&self, delivery: Delivery, calls: &Mutex<()>) -> Result<(Work, Option<Duration>), LaneError> {
         self.metrics.batches.add(1);
         self.metrics.received.add(delivery.batch.len() as u64);
-        let (parts, failed) = self.settle(&delivery.batch).await;
-        delivery.token.admitted().await;
-        let mut waiting = Vec::new();
-        for routed in route(&parts, self.outputs.len()) {
-            let acknowledgement = self.outputs[routed.output].publish(routed.publication.clone()).await?;
-            waiting.push((routed, acknowledgement));
+        let rows = u32::try_from(delivery.batch.len()).expect("a batch has fewer than 2^32 rows");
+        let settlement = Settlement::new(rows, self.retry);
+        let mut work = Work { delivery, settlement, parts: Vec::new(), waiting: Vec::new() };
+        let mut wait = self.call(&mut work, calls).await?;
+        if self.order == Order::None {
+            return Ok((work, wait));
         }
-        Ok(Published { delivery, parts, waiting, failed })
+        while let Some(pause) = wait {
+            tokio::time::sleep(pause).await;
+            wait = self.call(&mut work, calls).await?;
+        }
+        let routed = route(&work.parts, self.outputs.len());
+        self.hand_over(&mut work, routed).await?;
+        Ok((work, None))
     }
 
-    /// Brings every row to its end in the function: a part of a call that succeeded, or failed for good.
-    async fn settle(&self, batch: &EventBatch) -> (Vec<Part>, Vec<FailedRow>) {
-        let rows = u32::try_from(batch.len()).expect("a batch has fewer than 2^32 rows");
-        let mut settlement = Settlement::new(rows, self.retry);
-        let mut parts = Vec::new();
+    /// Runs the rows that are left to their end, after a wait, and sees the batch to its own.
+    async fn retry(&self, mut work: Work, first: Duration, calls: &Mutex<()>) -> Result<Vec<FailedRow>, LaneError> {
+        let mut wait = Some(first);
+        while let Some(pause) = wait {
+            tokio::time::sleep(pause).await;
+            wait = self.call(&mut work, calls).await?;
+        }
+        self.finish(work).await
+    }
+
+    /// Calls the function until every row has ended, or is to be run again after the time that is returned.
+    async fn call(&self, work: &mut Work, calls: &Mutex<()>) -> Result<Option<Duration>, LaneError> {
         loop {
-            match settlement.next() {
-                Step::Done => return (parts, settlement.into_failed()),
-                Step::Wait(wait) => tokio::time::sleep(wait.mul_f64(0.5 + fastrand::f64() / 2.0)).await,
-                Step::Call(rows) => {
-                    self.metrics.calls.add(1);
-                    if settlement.attempt() > 1 {
-                        self.metrics.retried.add(rows.len() as u64);
-                    }
-                    let input = if rows.len() == batch.len() { batch.clone() } else { batch.select(&rows) };
-                    match self.transform.call(&input).await {
-                        Ok(outcome) => {
-                            settlement.succeeded(&rows, &outcome.failures);
-                            let attempt = settlement.attempt();
-                            parts.push(Part { rows, input, outcome: Arc::new(outcome), attempt });
-                        }
-                        Err(error) => settlement.failed(rows, &error),
+            let rows = match work.settlement.next(work.delivery.since.elapsed(), fastrand::f64()) {
+                Step::Done => return Ok(None),
+                Step::Wait(wait) => return Ok(Some(wait)),
+                Step::Call(rows) => rows,
+            };
+            let (batch, attempt) = (&work.delivery.batch, work.settlement.attempt());
+            self.metrics.calls.add(1);
+            if attempt > 1 {
+                self.metrics.retried.add(rows.len() as u64);
+            }
+            let input = if rows.len() == batch.len() { batch.clone() } else { batch.select(&rows) };
+            // A lane calls for one batch at a time: it has one sandbox. Publishing may have to wait for another batch.
+            let turn = calls.lock().await;
+            let outcome = self.transform.call(&input).await;
+            drop(turn);
+            match outcome {
+                Err(error) => work.settlement.failed(rows, &error),
+                Ok(outcome) => {
+                    work.settlement.succeeded(&rows, &outcome.failures);
+                    work.parts.push(Part { rows, input, outcome: Arc::new(outcome), attempt });
+                    if self.order == Order::None {
+                        let routed = route_last(&work.parts, self.outputs.len());
+                        self.hand_over(work, routed).await?;
                     }
                 }
             }
         }
     }
 
+    /// Hands events to the sinks, in order.
+    async fn hand_over(&self, work: &mut Work, routed: Vec<Routed>) -> Result<(), LaneError> {
+        work.delivery.token.admitted().await;
+        for routed in routed {
+            let acknowledgement = self.outputs[routed.output].publish(routed.publication.clone()).await?;
+            work.waiting.push((routed, acknowledgement));
+        }
+        Ok(())
+    }
+
     /// Waits for the acknowledgements, deals with what failed, and confirms the batch. Returns what failed.
-    async fn finish(&self, published: Published) -> Result<Vec<FailedRow>, LaneError> {
-        let Published { delivery: Delivery { batch, token, since }, parts, waiting, mut failed } = published;
+    async fn finish(&self, work: Work) -> Result<Vec<FailedRow>, LaneError> {
+        let Work { delivery: Delivery { batch, token, since }, settlement, parts, waiting } = work;
+        let mut failed = settlement.into_failed();
+        // Where nothing was handed over: dead letters are published too.
+        token.admitted().await;
         for (routed, acknowledgement) in waiting {
             let report = acknowledgement.await?;
             let refused = report.refused.len();

@@ -9,10 +9,13 @@ use tokio_util::sync::CancellationToken;
 use crate::broker::BrokerError;
 use crate::broker::kafka::{self, Driver, KafkaProducer, KafkaSink, KafkaSource};
 use crate::delivery::Tracker;
-use crate::function::{Function, PassThrough};
-use crate::intake::{Bell, Intake};
+use crate::event::{EventBatch, Outcome};
+use crate::function::{CallError, Function, PassThrough, Transform};
+use crate::intake::{Bell, Intake, Lanes};
+use crate::pipeline::RunOptions;
 use crate::pipeline::dead_letter::Sender;
 use crate::pipeline::lane::{Lane, LastResort};
+use crate::pipeline::replay::Replay;
 use crate::spec::{
     ChainSpec, ConnectionSpec, Guarantee, KafkaConnection, KafkaSourceSpec, PipelineSpec, SourceSpec, TargetSpec,
 };
@@ -33,25 +36,49 @@ pub(super) struct Plan {
     pub(super) metrics: Arc<PipelineMetrics>,
     pub(super) stop: CancellationToken,
     pub(super) drain_timeout: Duration,
+    replay: Option<Arc<Replay>>,
 }
 
 /// A pipeline that is ready to run.
 pub(super) struct Built {
     pub(super) source: KafkaSource,
-    pub(super) lanes: Vec<AnyLane>,
+    pub(super) lanes: Vec<Lane<Stage, KafkaSink>>,
     /// One for each connection that is published to; none where the source has the producer of its transactions.
     pub(super) producers: BTreeMap<String, KafkaProducer>,
     /// What must be run for the producers.
     pub(super) drivers: Vec<Driver>,
-    pub(super) intakes: Vec<Arc<Intake>>,
+    /// Their intakes, as the source sees them.
+    pub(super) dealt: Lanes,
     pub(super) tracker: Arc<Tracker>,
     pub(super) bell: Arc<Bell>,
 }
 
-/// Lanes are generic, so that tests run them without a sandbox; what runs here is one of two.
-pub(super) enum AnyLane {
-    Function(Lane<Function, KafkaSink>),
-    PassThrough(Lane<PassThrough, KafkaSink>),
+/// What a lane calls.
+pub(super) struct Stage {
+    /// None copies.
+    function: Option<Arc<Function>>,
+    /// Its input are dead letters.
+    replay: Option<(Arc<Replay>, Arc<Tracker>)>,
+}
+
+impl Stage {
+    async fn run(&self, batch: &EventBatch) -> Result<Outcome, CallError> {
+        match &self.function {
+            Some(function) => function.call(batch).await,
+            None => PassThrough.call(batch).await,
+        }
+    }
+}
+
+impl Transform for Stage {
+    async fn call(&self, batch: &EventBatch) -> Result<Outcome, CallError> {
+        match &self.replay {
+            None => self.run(batch).await,
+            Some((replay, tracker)) => {
+                replay.call(batch, tracker, |events| async move { self.run(&events).await }).await
+            }
+        }
+    }
 }
 
 /// Where a pipeline publishes to.
@@ -67,8 +94,8 @@ impl Plan {
         chain: &ChainSpec,
         spec: &PipelineSpec,
         function: Option<Arc<Function>>,
+        options: &RunOptions,
         stop: CancellationToken,
-        drain_timeout: Duration,
     ) -> Self {
         let client = format!("fluxmill-{}-{}", chain.name, spec.name);
         let SourceSpec::Kafka(source) = &spec.source;
@@ -85,7 +112,8 @@ impl Plan {
             connections: chain.connections.clone(),
             function,
             stop,
-            drain_timeout,
+            drain_timeout: options.drain_timeout,
+            replay: options.replay.clone(),
         }
     }
 
@@ -106,13 +134,17 @@ impl Plan {
         };
         let Publishing { source, producers, drivers, sinks } = publishing;
         let (tracker, bell) = (Arc::new(tracker), Arc::new(Bell::default()));
-        let intake = |_| Arc::new(Intake::new(self.spec.batch, tracker.clone(), bell.clone()));
-        let intakes: Vec<_> = (0..self.spec.lanes).map(intake).collect();
-        let lanes = intakes.iter().map(|intake| self.lane(intake.clone(), &sinks)).collect();
-        Ok(Built { source, lanes, producers, drivers, intakes, tracker, bell })
+        let dealt = Lanes::new(self.spec.lanes, self.spec.order, self.spec.batch, &tracker, &bell);
+        let lanes = dealt.intakes().iter().map(|intake| self.lane(intake.clone(), &tracker, &sinks)).collect();
+        Ok(Built { source, lanes, producers, drivers, dealt, tracker, bell })
     }
 
-    fn lane(&self, intake: Arc<Intake>, sinks: &BTreeMap<TargetSpec, KafkaSink>) -> AnyLane {
+    fn lane(
+        &self,
+        intake: Arc<Intake>,
+        tracker: &Arc<Tracker>,
+        sinks: &BTreeMap<TargetSpec, KafkaSink>,
+    ) -> Lane<Stage, KafkaSink> {
         let outputs = self.spec.outputs.iter().map(|output| sinks[&output.target].clone()).collect();
         let last_resort = match &self.spec.on_error.then {
             crate::spec::LastResort::DeadLetter(target) => LastResort::DeadLetter(sinks[target].clone()),
@@ -120,17 +152,11 @@ impl Plan {
             crate::spec::LastResort::Drop => LastResort::Drop,
         };
         let digest = self.function.as_ref().map_or_else(String::new, |function| function.digest().to_owned());
-        let sender = Sender { pipeline: self.spec.name.clone(), digest };
-        let (metrics, retry) = (self.metrics.clone(), self.spec.on_error.retry);
-        match self.function.clone() {
-            Some(transform) => {
-                AnyLane::Function(Lane { intake, transform, outputs, retry, last_resort, sender, metrics })
-            }
-            None => {
-                let transform = Arc::new(PassThrough);
-                AnyLane::PassThrough(Lane { intake, transform, outputs, retry, last_resort, sender, metrics })
-            }
-        }
+        let sender = Sender { pipeline: self.spec.name.clone(), digest, replays: self.replay.is_some() };
+        let (metrics, order, retry) = (self.metrics.clone(), self.spec.order, self.spec.on_error.retry);
+        let replay = self.replay.clone().map(|replay| (replay, tracker.clone()));
+        let transform = Arc::new(Stage { function: self.function.clone(), replay });
+        Lane { intake, transform, outputs, order, retry, last_resort, sender, metrics }
     }
 
     /// Each connection has a producer of its own, and the source commits by itself.

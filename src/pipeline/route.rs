@@ -37,6 +37,11 @@ pub fn route(parts: &[Part], outputs: usize) -> Vec<Routed> {
     }
 }
 
+/// As [`route`], for the last part alone.
+pub fn route_last(parts: &[Part], outputs: usize) -> Vec<Routed> {
+    parts.last().map_or_else(Vec::new, |part| route_part(parts.len() - 1, part, outputs))
+}
+
 fn route_part(index: usize, part: &Part, outputs: usize) -> Vec<Routed> {
     let routed = |output, rows| Routed {
         output,

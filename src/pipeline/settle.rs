@@ -18,6 +18,8 @@ pub enum FailedBy {
     Reject,
     /// It asked for a retry until its attempts were used up.
     Attempts,
+    /// It asked for a retry that would have come after `max_age`.
+    Age,
     /// The sandbox ended the call.
     Fault(Fault),
     /// The broker will not take what the function made of it.
@@ -30,6 +32,7 @@ impl FailedBy {
         match self {
             FailedBy::Reject => "reject",
             FailedBy::Attempts => "attempts",
+            FailedBy::Age => "age",
             FailedBy::Fault(fault) => fault.as_str(),
             FailedBy::Publish => "publish",
         }
@@ -54,7 +57,7 @@ pub struct FailedRow {
 pub enum Step {
     /// Call the function with these rows of the batch.
     Call(Vec<u32>),
-    /// Wait this long, before jitter, then ask again.
+    /// Wait this long, then ask again.
     Wait(Duration),
     /// Every row has ended.
     Done,
@@ -87,13 +90,21 @@ impl Settlement {
         }
     }
 
-    /// What to do next. After [`Step::Call`], tell what came of it by [`Self::succeeded`] or [`Self::failed`].
-    pub fn next(&mut self) -> Step {
+    /// What to do next, when the batch was taken `age` ago. `dice`, from 0 to 1, says how much of its upper half a wait
+    /// keeps: those who failed together must not come back together. After [`Step::Call`], tell what came of it by
+    /// [`Self::succeeded`] or [`Self::failed`].
+    pub fn next(&mut self, age: Duration, dice: f64) -> Step {
         match self.calls.pop() {
             Some(rows) => Step::Call(rows),
             None if self.again.is_empty() => Step::Done,
             None => {
-                let wait = backoff(self.policy, self.attempt);
+                let wait = backoff(self.policy, self.attempt).mul_f64(0.5 + dice / 2.0);
+                if self.policy.max_age.is_some_and(|most| age.saturating_add(wait) > most) {
+                    for (row, reason) in std::mem::take(&mut self.again) {
+                        self.fail(row, FailedBy::Age, reason);
+                    }
+                    return Step::Done;
+                }
                 self.attempt += 1;
                 let mut rows: Vec<u32> = self.again.drain(..).map(|(row, _)| row).collect();
                 rows.sort_unstable();
@@ -177,8 +188,17 @@ mod tests {
     use proptest::prelude::*;
     use std::collections::BTreeMap;
 
-    const POLICY: RetrySpec =
-        RetrySpec { attempts: 3, backoff_min: Duration::from_millis(100), backoff_max: Duration::from_millis(150) };
+    const POLICY: RetrySpec = RetrySpec {
+        attempts: 3,
+        backoff_min: Duration::from_millis(100),
+        backoff_max: Duration::from_millis(150),
+        max_age: None,
+    };
+
+    /// What to do next, right away, when no wait is shortened.
+    fn next(settlement: &mut Settlement) -> Step {
+        settlement.next(Duration::ZERO, 1.0)
+    }
 
     /// What a row does to the call it is in.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -195,7 +215,7 @@ mod tests {
         let mut settlement = Settlement::new(rows.len() as u32, POLICY);
         let (mut calls, mut good) = (0, BTreeMap::new());
         loop {
-            match settlement.next() {
+            match next(&mut settlement) {
                 Step::Done => return (calls, good, settlement.into_failed()),
                 Step::Wait(wait) => assert!(wait <= POLICY.backoff_max),
                 Step::Call(set) => {
@@ -270,22 +290,57 @@ mod tests {
     fn a_row_that_times_out_alone_has_a_second_chance() {
         let timeout = CallError::Fault { fault: Fault::Timeout, reason: "1s".into() };
         let mut settlement = Settlement::new(1, POLICY);
-        assert_eq!(settlement.next(), Step::Call(vec![0]));
+        assert_eq!(next(&mut settlement), Step::Call(vec![0]));
         settlement.failed(vec![0], &timeout);
-        assert_eq!(settlement.next(), Step::Call(vec![0]));
+        assert_eq!(next(&mut settlement), Step::Call(vec![0]));
         settlement.failed(vec![0], &timeout);
-        assert_eq!(settlement.next(), Step::Done);
+        assert_eq!(next(&mut settlement), Step::Done);
         assert_eq!(settlement.into_failed()[0].by, FailedBy::Fault(Fault::Timeout));
     }
 
     #[test]
     fn a_batch_that_asks_for_a_retry_is_run_again_whole() {
         let mut settlement = Settlement::new(2, POLICY);
-        assert_eq!(settlement.next(), Step::Call(vec![0, 1]));
+        assert_eq!(next(&mut settlement), Step::Call(vec![0, 1]));
         settlement.failed(vec![0, 1], &CallError::Retry("later".into()));
-        assert_eq!(settlement.next(), Step::Wait(Duration::from_millis(100)));
-        assert_eq!(settlement.next(), Step::Call(vec![0, 1]));
+        assert_eq!(next(&mut settlement), Step::Wait(Duration::from_millis(100)));
+        assert_eq!(next(&mut settlement), Step::Call(vec![0, 1]));
         settlement.succeeded(&[0, 1], &[]);
-        assert_eq!(settlement.next(), Step::Done);
+        assert_eq!(next(&mut settlement), Step::Done);
+    }
+
+    #[test]
+    fn no_retry_comes_after_its_time() {
+        let policy = RetrySpec { attempts: 100, max_age: Some(Duration::from_secs(1)), ..POLICY };
+        let asks = CallError::Retry("later".into());
+        let mut settlement = Settlement::new(2, policy);
+        let mut age = Duration::ZERO;
+        let reached = loop {
+            match settlement.next(age, 0.0) {
+                Step::Call(rows) => settlement.failed(rows, &asks),
+                Step::Wait(wait) => {
+                    age += wait;
+                    assert!(age <= Duration::from_secs(1));
+                }
+                Step::Done => break age,
+            }
+        };
+        assert!(reached > Duration::from_millis(900), "{reached:?}");
+        let failed = settlement.into_failed();
+        assert_eq!(
+            failed.iter().map(|failed| (failed.row, failed.by)).collect::<Vec<_>>(),
+            [(0, FailedBy::Age), (1, FailedBy::Age)]
+        );
+        assert!(failed.iter().all(|failed| failed.reason == "later" && failed.attempts > 10));
+    }
+
+    #[test]
+    fn chance_takes_at_most_half_of_a_wait() {
+        for (dice, wait) in [(0.0, 50), (0.5, 75), (1.0, 100)] {
+            let mut settlement = Settlement::new(1, POLICY);
+            assert_eq!(settlement.next(Duration::ZERO, dice), Step::Call(vec![0]));
+            settlement.failed(vec![0], &CallError::Retry(String::new()));
+            assert_eq!(settlement.next(Duration::ZERO, dice), Step::Wait(Duration::from_millis(wait)));
+        }
     }
 }

@@ -10,8 +10,8 @@ use super::spawn_source;
 use crate::broker::kafka::KafkaSource;
 use crate::broker::{BrokerError, BrokerErrorKind, SourceContext, SourceEnd};
 use crate::delivery::Tracker;
-use crate::intake::{Bell, Delivery, Intake};
-use crate::spec::{BatchLimits, KafkaConnection, KafkaSourceSpec};
+use crate::intake::{Bell, Delivery, Lanes};
+use crate::spec::{BatchLimits, KafkaConnection, KafkaSourceSpec, Order};
 
 /// The batches of a tap.
 const TAP_BATCH: BatchLimits = BatchLimits { max_events: 1000, max_bytes: 1 << 20, max_wait: Duration::ZERO };
@@ -19,7 +19,7 @@ const TAP_BATCH: BatchLimits = BatchLimits { max_events: 1000, max_bytes: 1 << 2
 /// Events of topics, for those who only look: a consumer group of its own beside the chain.
 #[derive(Debug)]
 pub struct Tap {
-    intake: Arc<Intake>,
+    lanes: Lanes,
     bell: Arc<Bell>,
     stop: CancellationToken,
     end: oneshot::Receiver<Result<SourceEnd, BrokerError>>,
@@ -32,9 +32,9 @@ pub struct Tap {
 pub fn tap(connection: &KafkaConnection, spec: &KafkaSourceSpec, client: &str) -> Result<Tap, BrokerError> {
     let source = KafkaSource::new(connection, spec, client)?;
     let (tracker, bell, stop) = (Arc::new(Tracker::default()), Arc::new(Bell::default()), CancellationToken::new());
-    let intake = Arc::new(Intake::new(TAP_BATCH, tracker.clone(), bell.clone()));
+    let lanes = Lanes::new(1, Order::Partition, TAP_BATCH, &tracker, &bell);
     let context = SourceContext {
-        intakes: vec![intake.clone()],
+        lanes: lanes.clone(),
         tracker,
         bell: bell.clone(),
         stop: stop.clone(),
@@ -42,13 +42,13 @@ pub fn tap(connection: &KafkaConnection, spec: &KafkaSourceSpec, client: &str) -
         drain_timeout: Duration::ZERO,
     };
     let end = spawn_source(client, source, context);
-    Ok(Tap { intake, bell, stop, end })
+    Ok(Tap { lanes, bell, stop, end })
 }
 
 impl Tap {
     /// Waits for the next batch; `None` when the source has ended.
     pub async fn next(&self) -> Option<Delivery> {
-        self.intake.take().await
+        self.lanes.intakes()[0].take().await
     }
 
     /// Lets the source end, and waits until it has left the broker: it must not outlive a broker of this process.

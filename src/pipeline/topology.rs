@@ -120,7 +120,7 @@ mod tests {
             instance: None,
             start: StartOffset::Earliest,
         };
-        let retry = RetrySpec { attempts: 1, backoff_min: Duration::ZERO, backoff_max: Duration::ZERO };
+        let retry = RetrySpec { attempts: 1, backoff_min: Duration::ZERO, backoff_max: Duration::ZERO, max_age: None };
         PipelineSpec {
             name: name.into(),
             source: SourceSpec::Kafka(source),

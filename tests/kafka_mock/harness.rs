@@ -10,8 +10,10 @@ use fluxmill::broker::kafka::{KafkaProducer, KafkaSink, KafkaSource, LibrdkafkaP
 use fluxmill::broker::{BrokerError, PublishReport, Sink, Source as _, SourceContext, SourceEnd};
 use fluxmill::delivery::{Slot, Tracker};
 use fluxmill::event::{BatchBuilder, EventBatch, Origin, Publication};
-use fluxmill::intake::{Bell, Delivery, Intake};
-use fluxmill::spec::{BatchLimits, ColumnarSettings, KafkaClient, KafkaConnection, KafkaSourceSpec, StartOffset};
+use fluxmill::intake::{Bell, Delivery, Intake, Lanes};
+use fluxmill::spec::{
+    BatchLimits, ColumnarSettings, KafkaClient, KafkaConnection, KafkaSourceSpec, Order, StartOffset,
+};
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 use tokio::task::JoinHandle;
@@ -216,12 +218,12 @@ impl Setup {
     pub fn run_at(self, connection: &KafkaConnection) -> Running {
         let (tracker, bell) = (Arc::new(Tracker::default()), Arc::new(Bell::default()));
         let limits = BatchLimits { max_events: self.max_events, max_bytes: 1 << 20, max_wait: Duration::ZERO };
-        let intake = || Arc::new(Intake::new(limits, tracker.clone(), bell.clone()));
-        let intakes: Vec<_> = (0..self.lanes).map(|_| intake()).collect();
+        let lanes = Lanes::new(self.lanes, Order::Partition, limits, &tracker, &bell);
+        let intakes = lanes.intakes().to_vec();
         let (stop, caught_up) = (CancellationToken::new(), CancellationToken::new());
         caught_up.cancel();
         let context = SourceContext {
-            intakes: intakes.clone(),
+            lanes,
             tracker,
             bell: bell.clone(),
             stop: stop.clone(),

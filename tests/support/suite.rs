@@ -179,8 +179,20 @@ impl Case {
     /// When it cannot be started.
     pub(crate) fn run(&self, file: &Path, brokers: &str, more: &[&str], expected: &[&str]) -> anyhow::Result<Fluxmill> {
         let file = file.display().to_string();
+        self.start(["run", &file].into_iter().chain(more.iter().copied()), brokers, expected)
+    }
+
+    /// Starts the binary with these arguments against `brokers`, its cache in this test's folder.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub(crate) fn start<'a>(
+        &self,
+        args: impl IntoIterator<Item = &'a str>,
+        brokers: &str,
+        expected: &[&str],
+    ) -> anyhow::Result<Fluxmill> {
         let cache = self.dir().display().to_string();
-        let args = ["run", &file].into_iter().chain(more.iter().copied());
         let env = [("KAFKA_BROKERS", brokers), ("XDG_CACHE_HOME", &cache)];
         let fluxmill = Fluxmill::start(args, &env, expected)?;
         self.outputs.borrow_mut().push(Arc::clone(fluxmill.output()));

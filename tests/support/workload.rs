@@ -80,6 +80,13 @@ pub(crate) fn numbered(number: u64, keys: u64) -> Record {
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Value(Option<Vec<u8>>);
 
+impl Value {
+    /// Whether it begins so.
+    pub(crate) fn starts_with(&self, start: &[u8]) -> bool {
+        self.0.as_deref().is_some_and(|value| value.starts_with(start))
+    }
+}
+
 impl std::fmt::Debug for Value {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match &self.0 {

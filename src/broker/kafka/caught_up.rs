@@ -12,12 +12,15 @@ use rdkafka::consumer::Consumer as _;
 use rdkafka::{Offset, TopicPartitionList};
 use tokio_util::sync::CancellationToken;
 
-use super::client::{Consumer, topic_state};
-use super::error;
+use super::client::{Consumer, Notes, topic_state};
 use super::group::{Group, Plane};
+use super::{error, observer};
 use crate::broker::{BrokerError, BrokerErrorKind};
 use crate::delivery::{TopicPartition, Tracker};
+use crate::spec::KafkaConnection;
 
+/// What the client that asks for the ends calls itself at the broker.
+const CLIENT_ID: &str = "fluxmill-ends";
 /// How long each question for an end may take.
 const QUESTION_TIMEOUT: Duration = Duration::from_secs(2);
 /// How often the group's offsets are asked for.
@@ -27,6 +30,7 @@ const ASK_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The goal of a run.
 pub(super) struct Goal {
+    connection: KafkaConnection,
     /// Cancelled when the ends are to be noted.
     take_ends: CancellationToken,
     /// The ends that are not reached yet; none before they were noted.
@@ -36,8 +40,8 @@ pub(super) struct Goal {
 
 impl Goal {
     /// A goal that is set once `take_ends` is cancelled.
-    pub(super) fn new(take_ends: CancellationToken) -> Self {
-        Self { take_ends, ends: None, ask_at: Instant::now() }
+    pub(super) fn new(connection: &KafkaConnection, take_ends: CancellationToken) -> Self {
+        Self { connection: connection.clone(), take_ends, ends: None, ask_at: Instant::now() }
     }
 
     /// Whether every end was reached, by this member or another.
@@ -56,7 +60,7 @@ impl Goal {
         let ask = Instant::now() >= self.ask_at;
         let Some(ends) = &mut self.ends else {
             if ask {
-                self.ends = waited_out(ends(group.consumer(), group.topics()))?;
+                self.ends = waited_out(ends(&self.connection, group.topics()))?;
                 let pause = if self.ends.is_some() { Duration::ZERO } else { ASK_INTERVAL };
                 self.ask_at = Instant::now() + pause;
             }
@@ -88,8 +92,12 @@ impl Goal {
     }
 }
 
-/// The ends of all partitions of these topics that have events.
-fn ends(consumer: &Consumer, topics: &[String]) -> Result<BTreeMap<TopicPartition, i64>, BrokerError> {
+/// The ends of all partitions of these topics that have events. What lies in a transaction that is still open counts:
+/// an upstream pipeline that has ended has committed its last one, but its markers may be on their way.
+fn ends(connection: &KafkaConnection, topics: &[String]) -> Result<BTreeMap<TopicPartition, i64>, BrokerError> {
+    let mut config = observer(connection, CLIENT_ID);
+    config.set("isolation.level", "read_uncommitted");
+    let consumer = &Notes::consumer(&config, CLIENT_ID).map_err(|error| error::failed("ask for ends", &error))?;
     let mut ends = BTreeMap::new();
     for name in topics {
         let state = topic_state(consumer, name, QUESTION_TIMEOUT)

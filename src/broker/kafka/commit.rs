@@ -23,6 +23,9 @@ pub(super) use transactions::{Transactions, transaction_lost};
 /// How long after a commit failed the next one may be sent.
 const PAUSE: Duration = Duration::from_millis(50);
 
+/// How long a commit may be on its way before that is told.
+pub(super) const OVERDUE: Duration = Duration::from_secs(10);
+
 /// How a commit ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Committed {
@@ -39,6 +42,8 @@ pub(super) enum Committed {
 pub(super) struct Commits {
     wanted: BTreeMap<TopicPartition, i64>,
     sent: Option<Vec<TopicPartition>>,
+    /// Since when it is on its way, or was told to be late.
+    sent_at: Option<Instant>,
     /// When the last one failed: not before this.
     pause_until: Option<Instant>,
     /// A failure was told.
@@ -82,6 +87,15 @@ impl Commits {
         self.sent.is_none() && !self.wanted.is_empty() && self.pause_until.is_none_or(|until| now >= until)
     }
 
+    /// Whether a commit has been on its way for long. True once in a while.
+    pub(super) fn is_overdue(&mut self, now: Instant) -> bool {
+        let overdue = self.sent.is_some() && self.sent_at.is_some_and(|at| now.duration_since(at) >= OVERDUE);
+        if overdue {
+            self.sent_at = Some(now);
+        }
+        overdue
+    }
+
     /// Sends what is wanted, unless a commit is on its way already or the last one failed just now.
     ///
     /// # Errors
@@ -97,7 +111,7 @@ impl Commits {
                 .map_err(|error| error::failed(action, &error))?;
         }
         ffi::commit(consumer, &offsets).map_err(|code| error::coded(action, code, ""))?;
-        self.sent = Some(self.wanted.keys().cloned().collect());
+        (self.sent, self.sent_at) = (Some(self.wanted.keys().cloned().collect()), Some(now));
         Ok(())
     }
 
@@ -134,7 +148,7 @@ impl Commits {
 
     /// Everything that is wanted is about to be committed in a transaction.
     fn begin_transaction(&mut self) -> Vec<(TopicPartition, i64)> {
-        self.sent = Some(self.wanted.keys().cloned().collect());
+        (self.sent, self.sent_at) = (Some(self.wanted.keys().cloned().collect()), Some(Instant::now()));
         self.wanted.iter().map(|(partition, next)| (partition.clone(), *next)).collect()
     }
 
@@ -222,6 +236,18 @@ mod tests {
         assert!(!commits.may_send(now) && commits.may_send(now + PAUSE));
         commits.ended(&list(&[(0, 5)]), None, now, "commit").unwrap();
         assert!(commits.may_send(now));
+    }
+
+    #[test]
+    fn a_commit_that_is_late_is_told_of_once_in_a_while() {
+        let now = Instant::now();
+        let mut commits = sent(&[(0, 5)]);
+        commits.sent_at = Some(now);
+        assert!(!commits.is_overdue(now));
+        assert!(commits.is_overdue(now + OVERDUE) && !commits.is_overdue(now + OVERDUE));
+        assert!(commits.is_overdue(now + 2 * OVERDUE));
+        commits.ended(&list(&[(0, 5)]), None, now, "commit").unwrap();
+        assert!(!commits.is_overdue(now + 4 * OVERDUE));
     }
 
     #[test]

@@ -14,7 +14,7 @@ use rdkafka::error::KafkaError;
 use rdkafka::message::BorrowedMessage;
 
 use super::client::{Attached, Consumer, Note, Notes, Reach};
-use super::commit::{Commits, Committed, Transactions, transaction_lost};
+use super::commit::{Commits, Committed, OVERDUE, Transactions, transaction_lost};
 use super::error;
 use super::ffi;
 use super::health::Health;
@@ -371,6 +371,10 @@ impl Group {
 
     fn commit(&mut self) -> Result<(), BrokerError> {
         let now = Instant::now();
+        if self.commits.is_overdue(now) {
+            let text = format!("{}: no answer for {} s; waiting for it", self.commit_action, OVERDUE.as_secs());
+            self.consumer.context().lines().warn("OVERDUE", &text);
+        }
         let Some(transactions) = &mut self.transactions else {
             self.commit_at = now + COMMIT_INTERVAL;
             self.commits.note(&self.tracker);

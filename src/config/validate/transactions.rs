@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::config::error::{Kind, Mistake, Span};
+use crate::config::show_duration;
 use crate::spec::{ConnectionSpec, Guarantee, KafkaClient, LastResort, PipelineSpec, SourceSpec, TargetSpec};
 
 /// Every mistake of a pipeline, told at the place of its `delivery`.
@@ -37,4 +38,33 @@ pub(super) fn check(
         mistakes.push(mistake(message).help(format!("write `client: columnar` there, {or}")));
     }
     mistakes
+}
+
+/// Lets no event be run again for longer than its transaction may live: half of that time, so that what is left is
+/// enough for the last call and the commit. `place` is that of `max_age`.
+pub(super) fn bound_age(
+    pipeline: &mut PipelineSpec,
+    connections: &BTreeMap<String, ConnectionSpec>,
+    place: &Span,
+) -> Option<Mistake> {
+    let SourceSpec::Kafka(source) = &pipeline.source;
+    let ConnectionSpec::Kafka(connection) = connections.get(&source.connection)?;
+    let (Guarantee::ExactlyOnce, KafkaClient::Columnar(settings)) = (pipeline.guarantee, &connection.client) else {
+        return None;
+    };
+    let most = settings.transaction_timeout / 2;
+    let written = *pipeline.on_error.retry.max_age.get_or_insert(most);
+    if written <= most {
+        return None;
+    }
+    let (written, half, whole) = (show_duration(written), show_duration(most), settings.transaction_timeout);
+    let message =
+        format!("`max_age: {written}` is more than half of `transaction.timeout.ms`, {}", show_duration(whole));
+    let enough = pipeline.on_error.retry.max_age.unwrap_or_default().as_millis() * 2;
+    let help = format!(
+        "the broker ends a transaction that is older, and its events would begin again: write `max_age: {half}` or \
+         less, or `transaction.timeout.ms: \"{enough}\"` in the `properties` of `{}`",
+        source.connection
+    );
+    Some(Mistake::at(Kind::ExactlyOnce, place.clone(), message).help(help))
 }

@@ -1,5 +1,8 @@
 //! Lanes against a function and a sink that do as they are told, on a paused clock.
 
+mod order;
+mod simulation;
+
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 
@@ -14,8 +17,12 @@ use crate::intake::Bell;
 use crate::spec::BatchLimits;
 
 const LIMITS: BatchLimits = BatchLimits { max_events: 4, max_bytes: 1 << 20, max_wait: Duration::ZERO };
-const RETRY: RetrySpec =
-    RetrySpec { attempts: 3, backoff_min: Duration::from_millis(100), backoff_max: Duration::from_secs(10) };
+const RETRY: RetrySpec = RetrySpec {
+    attempts: 3,
+    backoff_min: Duration::from_millis(100),
+    backoff_max: Duration::from_secs(10),
+    max_age: None,
+};
 
 /// Publishes each value as it is, except: `trap…` traps, `reject…` is rejected, `retry2…` asks twice for a retry,
 /// `drop…` is dropped, `twice…` is published twice.
@@ -132,9 +139,10 @@ impl Rig {
             intake: self.intake.clone(),
             transform: Arc::new(Obedient::default()),
             outputs: vec![self.sink(&self.published, "large")],
+            order: Order::Partition,
             retry: RETRY,
             last_resort,
-            sender: Sender { pipeline: "test".into(), digest: String::new() },
+            sender: Sender { pipeline: "test".into(), digest: String::new(), replays: false },
             metrics: self.metrics.clone(),
         }
     }
@@ -260,8 +268,9 @@ async fn a_refused_event_tells_the_attempts_that_it_took() {
     assert!(rig.append(0, &["a", "retry1"]));
     let mut lane = rig.lane(rig.dead_letter());
     lane.outputs[0].refuses = "retry";
-    let published = lane.publish(rig.intake.take().await.unwrap()).await.unwrap();
-    let failed = lane.finish(published).await.unwrap();
+    let (work, wait) = lane.publish(rig.intake.take().await.unwrap(), &tokio::sync::Mutex::default()).await.unwrap();
+    assert!(wait.is_none());
+    let failed = lane.finish(work).await.unwrap();
     let told: Vec<_> = failed.iter().map(|failure| (failure.row, failure.by, failure.attempts)).collect();
     assert_eq!(told, [(1, FailedBy::Publish, 2)]);
 }

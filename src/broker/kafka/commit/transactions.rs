@@ -9,12 +9,12 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::Commits;
+use super::{Commits, OVERDUE};
 use crate::broker::kafka::group::GroupMetadata;
 use crate::broker::kafka::{TransactionError, TransactionErrorKind, TransactionalProducer};
 use crate::broker::{BrokerError, BrokerErrorKind};
 use crate::delivery::{SetNumber, Sets, TopicPartition, Tracker};
-use crate::intake::Intake;
+use crate::intake::Lanes;
 
 /// How long the broker may take at the end. It aborts itself what is left open, after `transaction.timeout.ms`.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -42,7 +42,7 @@ pub(in super::super) struct Transactions {
     /// None while a commit has it.
     producer: Option<TransactionalProducer>,
     tracker: Arc<Tracker>,
-    intakes: Vec<Arc<Intake>>,
+    lanes: Lanes,
     phase: Phase,
     /// The commit that is under way.
     commit: Option<Commit>,
@@ -63,15 +63,15 @@ impl Transactions {
     pub(in super::super) async fn begin(
         mut producer: TransactionalProducer,
         tracker: Arc<Tracker>,
-        intakes: Vec<Arc<Intake>>,
+        lanes: Lanes,
     ) -> Result<Self, BrokerError> {
-        producer.init().await.map_err(failed)?;
+        inited(&mut producer).await.map_err(failed)?;
         producer.begin().map_err(failed)?;
         sets(&tracker).open(sets(&tracker).filling());
         Ok(Self {
             producer: Some(producer),
             tracker,
-            intakes,
+            lanes,
             phase: Phase::Filling,
             commit: None,
             ended: None,
@@ -121,7 +121,7 @@ impl Transactions {
                 return Ok(false);
             }
             self.phase = Phase::Closing(sets.cut());
-            self.intakes.iter().for_each(|intake| intake.hurry());
+            self.lanes.hurry();
         }
         if let Phase::Closing(set) = self.phase {
             if !self.may_commit(set) {
@@ -206,6 +206,22 @@ impl Transactions {
             }
             (producer, (offsets, committed))
         }));
+    }
+}
+
+/// Waits for the broker as long as it takes, and says so.
+async fn inited(producer: &mut TransactionalProducer) -> Result<(), TransactionError> {
+    let mut init = std::pin::pin!(producer.init());
+    loop {
+        match tokio::time::timeout(OVERDUE, &mut init).await {
+            Ok(ended) => return ended,
+            Err(_) => tracing::warn!(
+                target: "fluxmill::kafka",
+                "begin transactions: no coordinator for {} s; waiting for it (are there as many brokers as \
+                 `transaction.state.log.replication.factor` says?)",
+                OVERDUE.as_secs()
+            ),
+        }
     }
 }
 

@@ -19,11 +19,11 @@ use crate::broker::kafka::caught_up::Goal;
 use crate::broker::kafka::client::{Consumer, Notes};
 use crate::broker::kafka::group::{Assignment, Group, Plane};
 use crate::broker::kafka::{self, error, ffi};
-use crate::broker::{BrokerError, BrokerErrorKind, CloseIntakes, Source, SourceContext, SourceEnd};
+use crate::broker::{BrokerError, BrokerErrorKind, CloseLanes, Source, SourceContext, SourceEnd};
 use crate::delivery::Slot;
 use crate::event::Origin;
-use crate::intake::{Bell, Full, Intake, Writer};
-use crate::spec::{KafkaConnection, KafkaSourceSpec};
+use crate::intake::{Bell, Full, Lanes, Run};
+use crate::spec::{KafkaConnection, KafkaSourceSpec, Order};
 
 /// Rows that one partition may append before the next has its turn.
 const RUN_MAX: usize = 512;
@@ -53,10 +53,10 @@ impl LibrdkafkaSource {
 impl Source for LibrdkafkaSource {
     fn run(self, context: SourceContext) -> Result<SourceEnd, BrokerError> {
         // However this ends, by an error or a panic too, the lanes must learn that nothing more comes.
-        let intakes = CloseIntakes(context.intakes.clone());
+        let lanes = CloseLanes(context.lanes.clone());
         let mut group = Group::connect(&self.connection, &self.spec, &self.client_id, &context, None)?;
-        let mut goal = context.caught_up.clone().map(Goal::new);
-        let mut rows = Rows::new(context.intakes.clone(), context.bell.clone());
+        let mut goal = context.caught_up.clone().map(|take| Goal::new(&self.connection, take));
+        let mut rows = Rows::new(context.lanes.clone(), context.bell.clone());
         group.join()?;
         loop {
             group.serve(&mut rows)?;
@@ -73,7 +73,7 @@ impl Source for LibrdkafkaSource {
                 group.pause(false);
             }
         }
-        drop(intakes);
+        drop(lanes);
         let until = Instant::now() + context.drain_timeout;
         while !group.is_drained() && !group.waits_in_vain() && Instant::now() < until {
             group.pause(true);
@@ -108,22 +108,23 @@ impl Parked {
         }
     }
 
-    fn append(&self, slot: Slot, writer: &mut Writer<'_>) -> Result<(), Full> {
+    fn append(&self, slot: Slot, run: &mut Run<'_>) -> Result<(), Full> {
         let headers = self.headers.iter().map(|(name, value)| (name.as_slice(), value.as_deref()));
         let origin = Origin { slot, offset: self.offset };
-        writer.append(origin, self.key.as_deref(), self.value.as_deref(), self.timestamp, headers)
+        run.append(origin, self.key.as_deref(), self.value.as_deref(), self.timestamp, headers)
     }
 }
 
-fn append(message: &BorrowedMessage<'_>, slot: Slot, writer: &mut Writer<'_>) -> Result<(), Full> {
+fn append(message: &BorrowedMessage<'_>, slot: Slot, run: &mut Run<'_>) -> Result<(), Full> {
     let origin = Origin { slot, offset: message.offset() };
     let timestamp = message.timestamp().to_millis().unwrap_or(NO_TIMESTAMP);
-    writer.append(origin, message.key(), message.payload(), timestamp, ffi::headers(message))
+    run.append(origin, message.key(), message.payload(), timestamp, ffi::headers(message))
 }
 
 /// A partition whose rows are taken.
 struct Partition {
     assignment: Assignment,
+    /// The lane that its rows go to, unless they are dealt by something else.
     lane: usize,
     consumer: Arc<Consumer>,
     queue: PartitionQueue<Notes>,
@@ -149,19 +150,19 @@ enum Turn {
 
 /// The partitions whose rows are taken, and the lanes they go to.
 pub(super) struct Rows {
-    intakes: Vec<Arc<Intake>>,
+    lanes: Lanes,
     bell: Arc<Bell>,
     partitions: Vec<Partition>,
-    /// Lanes found full in the current round.
+    /// Lanes found full in the current round, where a partition has but one.
     full: Vec<bool>,
     /// Who begins the next round: lanes are shared, and none may always come first.
     first: usize,
 }
 
 impl Rows {
-    fn new(intakes: Vec<Arc<Intake>>, bell: Arc<Bell>) -> Self {
-        let full = vec![false; intakes.len()];
-        Self { intakes, bell, partitions: Vec::new(), full, first: 0 }
+    fn new(lanes: Lanes, bell: Arc<Bell>) -> Self {
+        let full = vec![false; lanes.intakes().len()];
+        Self { lanes, bell, partitions: Vec::new(), full, first: 0 }
     }
 
     /// One round: each partition whose lane has room appends a run of rows. True when rows moved.
@@ -178,10 +179,10 @@ impl Rows {
             if self.full[partition.lane] {
                 continue;
             }
-            match partition.take(&self.intakes[partition.lane]) {
+            match partition.take(&self.lanes) {
                 Turn::Empty => {}
                 Turn::Moved => moved = true,
-                Turn::Full => self.full[partition.lane] = true,
+                Turn::Full => self.full[partition.lane] = self.lanes.order() == Order::Partition,
                 Turn::WentBack(offset) => {
                     let last = partition.last.unwrap_or_default();
                     return Err(error::went_back(&partition.assignment.partition, last, offset));
@@ -194,10 +195,10 @@ impl Rows {
 }
 
 impl Partition {
-    fn take(&mut self, intake: &Intake) -> Turn {
-        let Self { assignment, consumer, queue, last, parked, end, .. } = self;
+    fn take(&mut self, lanes: &Lanes) -> Turn {
+        let Self { assignment, lane, consumer, queue, last, parked, end, .. } = self;
         let slot = assignment.slot;
-        // An intake's lock is not taken for nothing: its lane would wait.
+        // Lanes are not held for nothing: they would wait.
         let mut next = if parked.is_empty() {
             match poll(consumer, queue, end) {
                 Some(message) => Some(message),
@@ -206,9 +207,9 @@ impl Partition {
         } else {
             None
         };
-        let mut writer = intake.writer();
+        let mut run = lanes.run(*lane);
         while let Some(row) = parked.front() {
-            if row.append(slot, &mut writer).is_err() {
+            if row.append(slot, &mut run).is_err() {
                 return Turn::Full;
             }
             parked.pop_front();
@@ -220,7 +221,7 @@ impl Partition {
                 return Turn::WentBack(offset);
             }
             *last = Some(offset);
-            if append(&message, slot, &mut writer).is_err() {
+            if append(&message, slot, &mut run).is_err() {
                 parked.push_back(Parked::new(&message));
                 return Turn::Full;
             }
@@ -260,7 +261,7 @@ impl Plane for Rows {
         let bell = self.bell.clone();
         queue.set_nonempty_callback(move || bell.ring());
         let held = |lane: usize| self.partitions.iter().filter(|partition| partition.lane == lane).count();
-        let lane = (0..self.intakes.len()).min_by_key(|&lane| held(lane)).unwrap_or(0);
+        let lane = (0..self.full.len()).min_by_key(|&lane| held(lane)).unwrap_or(0);
         let (assignment, consumer, parked) = (assignment.clone(), consumer.clone(), VecDeque::new());
         self.partitions.push(Partition { assignment, lane, consumer, queue, last: None, parked, end: None });
         Ok(())
@@ -272,7 +273,7 @@ impl Plane for Rows {
 
     fn stop(&mut self, slot: Slot) {
         if let Some(partition) = self.partitions.iter().find(|partition| partition.assignment.slot == slot) {
-            self.intakes[partition.lane].hurry();
+            self.lanes.hurry_from(partition.lane);
         }
         self.partitions.retain(|partition| partition.assignment.slot != slot);
     }

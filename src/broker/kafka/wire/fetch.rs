@@ -34,8 +34,8 @@ use crate::broker::kafka::error;
 use crate::broker::kafka::group::{Assignment, Plane};
 use crate::broker::kafka::log::Lines;
 use crate::delivery::Slot;
-use crate::intake::Intake;
-use crate::spec::{ColumnarSettings, KafkaConnection};
+use crate::intake::Lanes;
+use crate::spec::{ColumnarSettings, KafkaConnection, Order};
 
 /// How long a partition waits after an error that may pass.
 const PARTITION_PAUSE: Duration = Duration::from_millis(100);
@@ -68,8 +68,8 @@ pub(super) struct Fetcher {
     settings: ColumnarSettings,
     options: Arc<Options>,
     address: String,
-    intakes: Vec<Arc<Intake>>,
-    /// Lanes found full in the current round.
+    lanes: Lanes,
+    /// Lanes found full in the current round, where a partition has but one.
     full: Vec<bool>,
     partitions: Vec<Partition>,
     /// Who begins the next round: lanes are shared, and none may always come first.
@@ -97,7 +97,7 @@ impl Fetcher {
         connection: &KafkaConnection,
         settings: &ColumnarSettings,
         options: Options,
-        intakes: Vec<Arc<Intake>>,
+        lanes: Lanes,
     ) -> Self {
         let lines = Lines::new(options.client_id.clone());
         let options = Arc::new(options);
@@ -106,8 +106,8 @@ impl Fetcher {
             control: Some(Control::new(connection, settings, options.clone())),
             options,
             address: crate::broker::kafka::address(connection),
-            full: vec![false; intakes.len()],
-            intakes,
+            full: vec![false; lanes.intakes().len()],
+            lanes,
             partitions: Vec::new(),
             first: 0,
             turns: 0,
@@ -173,12 +173,12 @@ impl Fetcher {
                 continue;
             }
             let before = partition.last();
-            let turn = partition.take(&self.intakes[partition.lane]);
+            let turn = partition.take(&self.lanes);
             any |= partition.last() != before;
             match turn {
                 Ok(Turn::Empty) => {}
                 Ok(Turn::Moved) => moved = true,
-                Ok(Turn::Full) => self.full[partition.lane] = true,
+                Ok(Turn::Full) => self.full[partition.lane] = self.lanes.order() == Order::Partition,
                 Err(stuck) => return Err(stuck_error(partition, stuck)),
             }
         }
@@ -391,7 +391,7 @@ impl Plane for Fetcher {
 
     fn begin(&mut self, _: &Arc<Consumer>, assignment: &Assignment, position: Option<i64>) -> Result<(), BrokerError> {
         let held = |lane: usize| self.partitions.iter().filter(|partition| partition.lane == lane).count();
-        let lane = (0..self.intakes.len()).min_by_key(|&lane| held(lane)).unwrap_or(0);
+        let lane = (0..self.full.len()).min_by_key(|&lane| held(lane)).unwrap_or(0);
         self.partitions.push(Partition::new(assignment.clone(), lane, position));
         self.refresh.wanted = true;
         Ok(())
@@ -407,7 +407,7 @@ impl Plane for Fetcher {
 
     fn stop(&mut self, slot: Slot) {
         if let Some(partition) = self.partitions.iter().find(|partition| partition.assignment.slot == slot) {
-            self.intakes[partition.lane].hurry();
+            self.lanes.hurry_from(partition.lane);
         }
         self.partitions.retain(|partition| partition.assignment.slot != slot);
     }

@@ -8,7 +8,7 @@ use super::produce::TransactionalProducer;
 use crate::broker::kafka::caught_up::Goal;
 use crate::broker::kafka::commit::Transactions;
 use crate::broker::kafka::group::Group;
-use crate::broker::{BrokerError, BrokerErrorKind, CloseIntakes, Source, SourceContext, SourceEnd};
+use crate::broker::{BrokerError, BrokerErrorKind, CloseLanes, Source, SourceContext, SourceEnd};
 use crate::spec::{ColumnarSettings, KafkaConnection, KafkaSourceSpec};
 
 /// How often the group is served while rows move. Often enough for everything that it has to tell.
@@ -56,10 +56,10 @@ impl ColumnarSource {
     }
 
     async fn run_in(mut self, context: &SourceContext) -> Result<SourceEnd, BrokerError> {
-        let (tracker, intakes) = (context.tracker.clone(), context.intakes.clone());
+        let (tracker, lanes) = (context.tracker.clone(), context.lanes.clone());
         let transactions = match self.producer.take() {
             Some(producer) => tokio::select! {
-                begun = Transactions::begin(producer, tracker, intakes) => Some(begun?),
+                begun = Transactions::begin(producer, tracker, lanes) => Some(begun?),
                 () = context.stop.cancelled() => return Ok(SourceEnd::Drained),
             },
             None => None,
@@ -71,10 +71,10 @@ impl ColumnarSource {
     }
 
     async fn work(&self, group: &mut Group, context: &SourceContext) -> Result<SourceEnd, BrokerError> {
-        let intakes = CloseIntakes(context.intakes.clone());
-        let mut goal = context.caught_up.clone().map(Goal::new);
+        let lanes = CloseLanes(context.lanes.clone());
+        let mut goal = context.caught_up.clone().map(|take| Goal::new(&self.connection, take));
         let options = Options::new(&self.connection, &self.client_id)?;
-        let mut fetcher = Fetcher::new(&self.connection, &self.settings, options, context.intakes.clone());
+        let mut fetcher = Fetcher::new(&self.connection, &self.settings, options, context.lanes.clone());
         group.join()?;
         let mut serve_at = Instant::now();
         loop {
@@ -111,7 +111,7 @@ impl ColumnarSource {
                 }
             }
         }
-        drop(intakes);
+        drop(lanes);
         let until = Instant::now() + context.drain_timeout;
         while !group.is_drained() && !group.waits_in_vain() && Instant::now() < until {
             group.rest(true).await;
@@ -126,7 +126,7 @@ impl ColumnarSource {
 impl Source for ColumnarSource {
     fn run(self, context: SourceContext) -> Result<SourceEnd, BrokerError> {
         // However this ends, by an error or a panic too, the lanes must learn that nothing more comes.
-        let _intakes = CloseIntakes(context.intakes.clone());
+        let _lanes = CloseLanes(context.lanes.clone());
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| {
             let action = "begin to read".to_owned();
             BrokerError { kind: BrokerErrorKind::Fatal, action, reason: error.to_string() }

@@ -9,7 +9,7 @@ use super::super::record_batch::{self, BatchError, BatchHeader, Compression, Con
 use super::super::response::Aborted;
 use crate::broker::kafka::group::Assignment;
 use crate::event::Origin;
-use crate::intake::{Full, Intake, Writer};
+use crate::intake::{Full, Lanes, Run};
 
 /// Rows that one partition may append before the next has its turn.
 const RUN_MAX: usize = 1024;
@@ -68,7 +68,7 @@ struct RecordSet {
 #[derive(Debug)]
 pub(super) struct Partition {
     pub(super) assignment: Assignment,
-    /// The lane that its rows go to.
+    /// The lane that its rows go to, unless they are dealt by something else.
     pub(super) lane: usize,
     /// The next offset to fetch; none until the oldest one was looked up.
     pub(super) position: Option<i64>,
@@ -170,21 +170,21 @@ impl Partition {
     ///
     /// # Errors
     /// When what came cannot be read, or its offsets went back. The rows before are appended.
-    pub(super) fn take(&mut self, intake: &Intake) -> Result<Turn, Stuck> {
-        let mut left = RUN_MAX;
-        let mut writer = None;
+    pub(super) fn take(&mut self, lanes: &Lanes) -> Result<Turn, Stuck> {
+        let (mut left, home) = (RUN_MAX, self.lane);
+        let mut run = None;
         while left > 0 {
             if self.open.is_none() {
-                // An intake is not held while a batch is decompressed: its lane would wait.
+                // Lanes are not held while a batch is decompressed: they would wait.
                 if self.next_is_compressed() {
-                    writer = None;
+                    run = None;
                 }
                 if !self.open_next()? {
                     break;
                 }
             }
-            let writer = writer.get_or_insert_with(|| intake.writer());
-            match self.append(writer, &mut left)? {
+            let run = run.get_or_insert_with(|| lanes.run(home));
+            match self.append(run, &mut left)? {
                 Ok(()) => {}
                 Err(Full) => return Ok(Turn::Full),
             }
@@ -193,7 +193,7 @@ impl Partition {
     }
 
     /// Appends rows of the open batch, `left` at most; the batch is closed at its end.
-    fn append(&mut self, writer: &mut Writer<'_>, left: &mut usize) -> Result<Result<(), Full>, Stuck> {
+    fn append(&mut self, run: &mut Run<'_>, left: &mut usize) -> Result<Result<(), Full>, Stuck> {
         let Some(open) = &mut self.open else { return Ok(Ok(())) };
         let slot = self.assignment.slot;
         while *left > 0 {
@@ -216,7 +216,7 @@ impl Partition {
                 return Err(Stuck::Unreadable { offset: record.offset, error });
             }
             let (offset, origin) = (record.offset, Origin { slot, offset: record.offset });
-            if writer.append(origin, record.key, record.value, record.timestamp, record.headers).is_err() {
+            if run.append(origin, record.key, record.value, record.timestamp, record.headers).is_err() {
                 open.rewind(before);
                 return Ok(Err(Full));
             }

@@ -42,7 +42,7 @@ fn settings() -> ColumnarSettings {
 /// A fetcher, its lanes, and what they took.
 struct Reader {
     fetcher: Fetcher,
-    intakes: Vec<Arc<Intake>>,
+    lanes: Lanes,
     tracker: Arc<Tracker>,
     consumer: Arc<Consumer>,
     /// Lanes that take nothing.
@@ -55,15 +55,14 @@ impl Reader {
     fn new(cluster: &Cluster, settings: &ColumnarSettings, lanes: usize) -> Self {
         let (tracker, bell) = (Arc::new(Tracker::default()), Arc::new(Bell::default()));
         let limits = BatchLimits { max_events: 100, max_bytes: 1 << 20, max_wait: Duration::ZERO };
-        let intake = || Arc::new(Intake::new(limits, tracker.clone(), bell.clone()));
-        let intakes: Vec<_> = (0..lanes).map(|_| intake()).collect();
+        let lanes = Lanes::new(lanes, Order::Partition, limits, &tracker, &bell);
         let connection = cluster.connection(settings);
         let options = Options::new(&connection, "test").unwrap();
         let mut config = rdkafka::ClientConfig::new();
         config.set("group.id", "test");
         Self {
-            fetcher: Fetcher::new(&connection, settings, options, intakes.clone()),
-            intakes,
+            fetcher: Fetcher::new(&connection, settings, options, lanes.clone()),
+            lanes,
             tracker,
             consumer: Arc::new(Notes::consumer(&config, "test").unwrap()),
             stalled: Vec::new(),
@@ -79,7 +78,7 @@ impl Reader {
     }
 
     fn lanes(&mut self) {
-        for (lane, intake) in self.intakes.iter().enumerate() {
+        for (lane, intake) in self.lanes.intakes().iter().enumerate() {
             if self.stalled.contains(&lane) {
                 continue;
             }
@@ -459,7 +458,7 @@ async fn no_partition_of_a_lane_always_comes_first() {
     let waits = |reader: &Reader| reader.fetcher.partitions.iter().all(|partition| !partition.is_handed_over());
     reader.until(waits).await.unwrap();
     for _ in 0..10 {
-        reader.intakes[0].take().now_or_never().flatten().unwrap().token.done();
+        reader.lanes.intakes()[0].take().now_or_never().flatten().unwrap().token.done();
         // A round with room, and one without.
         reader.fetcher.take().unwrap();
         reader.fetcher.take().unwrap();

@@ -10,13 +10,12 @@ use proptest::prelude::*;
 use super::*;
 use crate::broker::kafka::wire::fake::{LOG_APPEND_TIME, Log, Raw, TIME, set};
 use crate::delivery::Tracker;
-use crate::intake::Bell;
-use crate::spec::BatchLimits;
+use crate::spec::{BatchLimits, Order};
 
 /// A partition, and the lane that it fills.
 struct Bench {
     partition: Partition,
-    intake: Intake,
+    lanes: Lanes,
     rows: Vec<(i64, String)>,
 }
 
@@ -32,14 +31,14 @@ impl Bench {
         let limits = BatchLimits { max_events, max_bytes, max_wait: Duration::ZERO };
         Self {
             partition: Partition::new(Assignment { slot, partition }, 0, Some(position)),
-            intake: Intake::new(limits, tracker, Arc::new(Bell::default())),
+            lanes: Lanes::new(1, Order::Partition, limits, &tracker, &Arc::default()),
             rows: Vec::new(),
         }
     }
 
     /// The lane takes a batch, if there is one.
     fn lane(&mut self) -> bool {
-        let Some(delivery) = self.intake.take().now_or_never().flatten() else { return false };
+        let Some(delivery) = self.lanes.intakes()[0].take().now_or_never().flatten() else { return false };
         for at in 0..delivery.batch.len() {
             let event = delivery.batch.row(at);
             let value = String::from_utf8_lossy(event.value.unwrap_or(b"-")).into_owned();
@@ -52,7 +51,7 @@ impl Bench {
     /// Everything that came reaches the lane.
     fn all(&mut self) -> Result<Vec<i64>, Stuck> {
         let result = loop {
-            match self.partition.take(&self.intake) {
+            match self.partition.take(&self.lanes) {
                 Ok(Turn::Empty) => break Ok(()),
                 Ok(_) => while self.lane() {},
                 Err(stuck) => break Err(stuck),
@@ -149,8 +148,8 @@ fn the_time_of_the_broker_holds_where_the_topic_says_so() {
     stamped.attributes |= LOG_APPEND_TIME;
     stamped.max_timestamp = TIME + 5_000;
     bench.partition.accept(set([Raw::whole(0, 0), stamped]), Vec::new()).unwrap();
-    assert_eq!(bench.partition.take(&bench.intake).unwrap(), Turn::Moved);
-    let delivery = bench.intake.take().now_or_never().flatten().unwrap();
+    assert_eq!(bench.partition.take(&bench.lanes).unwrap(), Turn::Moved);
+    let delivery = bench.lanes.intakes()[0].take().now_or_never().flatten().unwrap();
     assert_eq!(&delivery.batch.timestamps[..], [TIME, TIME + 5_000, TIME + 5_000]);
     delivery.token.done();
 }
@@ -227,11 +226,11 @@ fn a_full_lane_resumes_in_the_middle_of_a_batch() {
     let mut bench = Bench::with(0, 10, 1 << 20);
     bench.partition.accept(set([Raw::whole(0, 99)]), Vec::new()).unwrap();
     // Two sealed batches and an open one.
-    assert_eq!(bench.partition.take(&bench.intake).unwrap(), Turn::Full);
+    assert_eq!(bench.partition.take(&bench.lanes).unwrap(), Turn::Full);
     assert_eq!(bench.partition.last(), Some(29));
-    assert_eq!(bench.partition.take(&bench.intake).unwrap(), Turn::Full);
+    assert_eq!(bench.partition.take(&bench.lanes).unwrap(), Turn::Full);
     assert!(bench.lane());
-    assert_eq!(bench.partition.take(&bench.intake).unwrap(), Turn::Full);
+    assert_eq!(bench.partition.take(&bench.lanes).unwrap(), Turn::Full);
     assert_eq!(bench.partition.last(), Some(39));
     assert_eq!(bench.all().unwrap(), (0..100).collect::<Vec<_>>());
 }
@@ -240,7 +239,7 @@ fn a_full_lane_resumes_in_the_middle_of_a_batch() {
 fn a_turn_has_an_end() {
     let mut bench = Bench::at(0);
     bench.partition.accept(set([Raw::whole(0, 2_999)]), Vec::new()).unwrap();
-    assert_eq!(bench.partition.take(&bench.intake).unwrap(), Turn::Moved);
+    assert_eq!(bench.partition.take(&bench.lanes).unwrap(), Turn::Moved);
     assert_eq!(bench.partition.last(), Some(RUN_MAX as i64 - 1));
 }
 
@@ -340,7 +339,7 @@ proptest! {
                     random.shuffle(&mut told);
                     bench.partition.accept(bytes.into(), told).unwrap();
                 }
-                1 => drop(bench.partition.take(&bench.intake).unwrap()),
+                1 => drop(bench.partition.take(&bench.lanes).unwrap()),
                 _ => drop(bench.lane()),
             }
             if position == log.end && bench.partition.is_handed_over() && !bench.lane() {

@@ -1,0 +1,227 @@
+//! `fluxmill dead-letter`: what failed for good, looked at and run again.
+
+mod list;
+mod replay;
+mod show;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::Subcommand;
+use jiff::Timestamp;
+
+use crate::broker::BrokerError;
+use crate::broker::kafka::reader::{Begin, Reader, Record};
+use crate::cli::{EXIT_FAILED, EXIT_USAGE, load_or_report};
+use crate::config::Loaded;
+use crate::dead_letter::{Filter, Letter};
+use crate::spec::{ConnectionSpec, KafkaConnection, LastResort, PipelineSpec, SourceSpec, TargetSpec};
+
+/// Characters of a key or a reason in one line.
+const SHOWN_MAX: usize = 80;
+
+/// List, show and replay dead letters: the events that pipelines gave up.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    List(list::Args),
+    Show(show::Args),
+    Replay(replay::Args),
+}
+
+impl Args {
+    /// Runs the command.
+    ///
+    /// # Errors
+    /// When standard output cannot be written, or the runtime or the signals cannot be set up.
+    pub fn execute(self) -> anyhow::Result<ExitCode> {
+        match self.command {
+            Command::List(command) => command.execute(),
+            Command::Show(command) => command.execute(),
+            Command::Replay(command) => command.execute(),
+        }
+    }
+}
+
+/// Which dead letters.
+#[derive(Debug, clap::Args)]
+struct Selection {
+    /// The pipeline that gave the events up
+    #[arg(long, value_name = "NAME")]
+    pipeline: Option<String>,
+    /// The kind of failure: reject, attempts, age, trap, timeout, memory, output or publish
+    #[arg(long, value_name = "WORD")]
+    kind: Option<String>,
+    /// A part of the reason, in upper or lower case
+    #[arg(long, value_name = "TEXT")]
+    reason: Option<String>,
+    /// The event's key
+    #[arg(long, value_name = "TEXT")]
+    key: Option<String>,
+    /// Events of this time or later, such as 2026-01-31T00:00:00Z
+    #[arg(long, value_name = "TIME")]
+    since: Option<Timestamp>,
+    /// Events before this time
+    #[arg(long, value_name = "TIME")]
+    until: Option<Timestamp>,
+    /// The letter at this partition and offset of the dead-letter topic, such as 0@17
+    #[arg(long, value_name = "PARTITION@OFFSET", value_parser = place)]
+    at: Option<(i32, i64)>,
+}
+
+impl Selection {
+    fn filter(&self) -> Filter {
+        Filter {
+            pipeline: self.pipeline.clone(),
+            kind: self.kind.clone(),
+            reason: self.reason.clone(),
+            key: self.key.clone(),
+            since: self.since,
+            until: self.until,
+            at: self.at,
+        }
+    }
+}
+
+fn place(text: &str) -> Result<(i32, i64), String> {
+    let parts =
+        text.split_once('@').and_then(|(partition, offset)| Some((partition.parse().ok()?, offset.parse().ok()?)));
+    parts.ok_or_else(|| "write partition and offset, such as 0@17".to_owned())
+}
+
+/// A dead-letter topic of a file, and a pipeline that writes to it.
+struct Source<'a> {
+    connection: &'a KafkaConnection,
+    topic: &'a str,
+    pipeline: &'a PipelineSpec,
+}
+
+impl Source<'_> {
+    /// The pipeline's consumer group, in whose name the topic is looked at.
+    fn group(&self) -> &str {
+        let SourceSpec::Kafka(source) = &self.pipeline.source;
+        &source.group
+    }
+}
+
+/// A dead letter that was asked for.
+struct Found {
+    letter: Letter,
+    record: Record,
+}
+
+fn load(path: &Path) -> Result<Loaded, ExitCode> {
+    load_or_report(path)
+}
+
+fn usage(message: &str) -> ExitCode {
+    eprintln!("error: {message}");
+    ExitCode::from(EXIT_USAGE)
+}
+
+fn failed(error: &BrokerError) -> ExitCode {
+    eprintln!("error: {error}");
+    ExitCode::from(EXIT_FAILED)
+}
+
+/// Where a pipeline's dead letters go; for all pipelines that have such a place, each topic once.
+fn sources<'a>(loaded: &'a Loaded, pipeline: Option<&str>) -> Result<Vec<Source<'a>>, ExitCode> {
+    let pipelines = &loaded.spec.pipelines;
+    if let Some(name) = pipeline
+        && !pipelines.iter().any(|pipeline| pipeline.name == name)
+    {
+        let names: Vec<_> = pipelines.iter().map(|pipeline| pipeline.name.as_str()).collect();
+        return Err(usage(&format!("{} has no pipeline {name}; it has {}", loaded.file(), names.join(", "))));
+    }
+    let mut sources: Vec<Source<'a>> = Vec::new();
+    for spec in pipelines.iter().filter(|spec| pipeline.is_none_or(|name| spec.name == name)) {
+        let LastResort::DeadLetter(TargetSpec::Kafka { connection, topic }) = &spec.on_error.then else { continue };
+        let ConnectionSpec::Kafka(connection) = &loaded.spec.connections[connection];
+        let known = |source: &Source<'_>| source.topic == topic && source.connection.brokers == connection.brokers;
+        if !sources.iter().any(known) {
+            sources.push(Source { connection, topic, pipeline: spec });
+        }
+    }
+    if sources.is_empty() {
+        let who = pipeline.map_or_else(|| loaded.file().to_owned(), |name| format!("pipeline {name}"));
+        return Err(usage(&format!("{who} has no dead letters: `on_error.then` is `stop` or `drop`")));
+    }
+    Ok(sources)
+}
+
+/// Reads a topic's dead letters that are asked for, up to its end, and gives each of them to `found` for as long as that
+/// wants more. How many events were looked at.
+fn read(
+    source: &Source<'_>,
+    group: &str,
+    begin: Begin,
+    filter: &Filter,
+    mut found: impl FnMut(Found) -> anyhow::Result<bool>,
+) -> anyhow::Result<Result<u64, BrokerError>> {
+    let mut reader = match Reader::open(source.connection, source.topic, group, begin) {
+        Ok(reader) => reader,
+        Err(error) => return Ok(Err(error)),
+    };
+    let mut looked = 0;
+    loop {
+        let record = match reader.read() {
+            Ok(Some(record)) => record,
+            Ok(None) => return Ok(Ok(looked)),
+            Err(error) => return Ok(Err(error)),
+        };
+        looked += 1;
+        let headers = record.headers.iter().map(|(name, value)| (name.as_slice(), value.as_deref()));
+        let Some(letter) = Letter::of(headers) else { continue };
+        let at = (record.partition, record.offset);
+        if filter.selects(&letter, record.key.as_deref(), record.timestamp, at) && !found(Found { letter, record })? {
+            return Ok(Ok(looked));
+        }
+    }
+}
+
+/// Bytes for one line of a terminal: what would move the cursor is escaped, what is too long is cut.
+fn brief(bytes: Option<&[u8]>) -> String {
+    let Some(bytes) = bytes else { return "-".to_owned() };
+    let text: String = String::from_utf8_lossy(bytes).escape_debug().collect();
+    match text.char_indices().nth(SHOWN_MAX) {
+        Some((end, _)) => format!("{}...", &text[..end]),
+        None => text,
+    }
+}
+
+fn time(millis: i64) -> String {
+    Timestamp::from_millisecond(millis).map_or_else(|_| format!("{millis} ms"), |time| time.to_string())
+}
+
+/// The file of a command.
+#[derive(Debug, clap::Args)]
+struct File {
+    /// The pipeline file
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_shown_is_one_line() {
+        assert_eq!(brief(None), "-");
+        assert_eq!(brief(Some(b"a\nb\x1b[2J\xff")), "a\\nb\\u{1b}[2J\u{fffd}");
+        assert_eq!(brief(Some("é".repeat(100).as_bytes())), format!("{}...", "é".repeat(SHOWN_MAX)));
+    }
+
+    #[test]
+    fn a_place_has_a_partition_and_an_offset() {
+        assert_eq!(place("3@17"), Ok((3, 17)));
+        for wrong in ["17", "3@", "@17", "3@x", ""] {
+            assert!(place(wrong).is_err(), "{wrong}");
+        }
+    }
+}

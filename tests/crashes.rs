@@ -1,0 +1,272 @@
+//! Engines and brokers that die, hang, join and leave at random, on three brokers, for each guarantee: what was lost,
+//! doubled, invented or reordered. One command with a seed prints the table of docs/reliability.md.
+//!
+//! `FLUXMILL_CRASHES` says how many faults there are, and `FLUXMILL_CRASHES_SEED` which.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+use support::chain::{Chain, guest};
+use support::checker::{Report, compare};
+use support::client::Record;
+use support::environment::setting;
+use support::kafka::Version;
+use support::kafka::cluster::{BROKERS, Cluster};
+use support::process::{Fluxmill, Signal};
+use support::suite::{Case, Suite};
+use support::wait::pace;
+use support::workload::{Numbered, received, told_apart};
+
+mod support;
+
+/// The longest that a part of a test may take on a loaded machine.
+const LIMIT: Duration = Duration::from_secs(180);
+/// Keys of the load.
+const KEYS: u64 = 1_000;
+const PARTITIONS: i32 = 4;
+/// Events per second of the load; it goes on until the last fault is over.
+const RATE: u64 = 2_000;
+/// How many faults there are, unless the environment says otherwise.
+const FAULTS: u32 = 12;
+/// How many events have to come out between two faults.
+const MORE: i64 = 1_000;
+/// Engines that run all the time, each a member of its own name.
+const ENGINES: usize = 2;
+/// Longer than the session of a member that hangs.
+const FROZEN: Duration = Duration::from_secs(8);
+
+fn main() -> ExitCode {
+    let mut suite = Suite::default();
+    suite.kafka("at_least_once", at_least_once);
+    suite.kafka("exactly_once", exactly_once);
+    suite.kafka("exactly_once_with_keys_over_many_lanes", exactly_once_with_keys_over_many_lanes);
+    suite.run()
+}
+
+/// What happens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Fault {
+    EngineKilled,
+    EngineStopped,
+    EngineAdded,
+    EngineFrozen,
+    BrokerKilled,
+    BrokerStopped,
+}
+
+impl Fault {
+    fn name(self) -> &'static str {
+        match self {
+            Self::EngineKilled => "engine killed (-9), started again",
+            Self::EngineStopped => "engine stopped (SIGTERM), started again",
+            Self::EngineAdded => "engine added, removed (SIGTERM)",
+            Self::EngineFrozen => "engine frozen for longer than its session",
+            Self::BrokerKilled => "broker killed (-9), started again",
+            Self::BrokerStopped => "broker stopped in order, started again",
+        }
+    }
+
+    fn choose(random: &mut fastrand::Rng) -> Self {
+        match random.u8(..20) {
+            0..10 => Self::EngineKilled,
+            10..12 => Self::EngineStopped,
+            12..14 => Self::EngineAdded,
+            14..16 => Self::EngineFrozen,
+            16..19 => Self::BrokerKilled,
+            _ => Self::BrokerStopped,
+        }
+    }
+}
+
+/// Event `number`: of a hundred, one is rejected and one makes the function trap.
+fn event(number: u64) -> Record {
+    let word = match number % 100 {
+        17 => "reject",
+        71 => "trap",
+        _ => "pass",
+    };
+    Record {
+        key: Some(format!("k-{}", number.wrapping_mul(2_654_435_761) % KEYS).into_bytes()),
+        value: Some(format!("{word} {number} {}", "x".repeat(100)).into_bytes()),
+        ..Record::default()
+    }
+}
+
+/// Three brokers, the engines on them, and everything that happens to them.
+struct World<'a> {
+    case: &'a Case,
+    cluster: Cluster,
+    chain: Chain,
+    engines: Vec<Fluxmill>,
+    random: fastrand::Rng,
+}
+
+impl World<'_> {
+    /// The pipeline file of an engine; the first ones are static members.
+    fn file(&self, engine: usize) -> anyhow::Result<PathBuf> {
+        let instance = ["one", "two"].get(engine).copied();
+        self.case.write(&format!("chain-{engine}.yaml"), &Chain { instance, ..self.chain.clone() }.yaml())
+    }
+
+    fn start(&self, engine: usize) -> anyhow::Result<Fluxmill> {
+        self.case.run(&self.file(engine)?, &self.cluster.brokers(), &[], &["WARN"])
+    }
+
+    fn wait_for_more(&self) -> anyhow::Result<()> {
+        let before = self.cluster.wait_for_events(LIMIT, &self.chain.to, 0)?;
+        self.cluster.wait_for_events(LIMIT, &self.chain.to, before + MORE).map(drop)
+    }
+
+    /// Lets it happen, and waits until it is over.
+    fn happen(&mut self, fault: Fault) -> anyhow::Result<()> {
+        let (engine, broker) = (self.random.usize(..ENGINES), self.random.i32(1..=BROKERS as i32));
+        pace(Duration::from_millis(self.random.u64(..500)));
+        match fault {
+            Fault::EngineKilled => {
+                self.engines.remove(engine).kill()?;
+                let again = self.start(engine)?;
+                self.engines.insert(engine, again);
+            }
+            Fault::EngineStopped => {
+                self.engines.remove(engine).stop(LIMIT)?;
+                let again = self.start(engine)?;
+                self.engines.insert(engine, again);
+            }
+            Fault::EngineAdded => {
+                let added = self.start(ENGINES)?;
+                self.wait_for_more()?;
+                pace(Duration::from_millis(self.random.u64(..3_000)));
+                added.stop(LIMIT)?;
+            }
+            Fault::EngineFrozen => {
+                self.engines[engine].process().signal(Signal::Stop)?;
+                pace(FROZEN);
+                self.wait_for_more()?;
+                self.engines[engine].process().signal(Signal::Continue)?;
+            }
+            Fault::BrokerKilled => {
+                self.cluster.kill(broker)?;
+                // It has to go on without that broker.
+                self.wait_for_more()?;
+                self.cluster.restart(broker)?;
+            }
+            Fault::BrokerStopped => {
+                self.cluster.stop(broker)?;
+                self.wait_for_more()?;
+                self.cluster.restart(broker)?;
+            }
+        }
+        self.wait_for_more()
+    }
+}
+
+fn at_least_once(case: &Case) -> anyhow::Result<()> {
+    let [out, dead] = run(case, case.kafka_client().line(), &[])?;
+    out.at_least_once().map_err(anyhow::Error::msg)?;
+    ensure!(dead.lost.is_empty() && dead.unseen.is_empty(), "dead letters: {}", dead.describe());
+    Ok(())
+}
+
+fn exactly_once(case: &Case) -> anyhow::Result<()> {
+    ensure_exactly_once(run(case, None, &["delivery: exactly_once"])?)
+}
+
+fn exactly_once_with_keys_over_many_lanes(case: &Case) -> anyhow::Result<()> {
+    ensure_exactly_once(run(case, None, &["delivery: exactly_once", "order: key", "lanes: 8"])?)
+}
+
+fn ensure_exactly_once<I: std::fmt::Debug>([out, dead]: [Report<I>; 2]) -> anyhow::Result<()> {
+    out.exactly_once().map_err(anyhow::Error::msg)?;
+    // Dead letters of two batches are in no order.
+    let is_once = dead.lost.is_empty() && dead.unseen.is_empty() && dead.doubled.is_empty();
+    ensure!(is_once, "dead letters: {}", dead.describe());
+    Ok(())
+}
+
+/// Lets faults happen to a pipeline with these settings, and compares what went in with what came out and with the dead
+/// letters.
+fn run(
+    case: &Case,
+    client: Option<String>,
+    settings: &[&str],
+) -> anyhow::Result<[Report<(support::workload::Value, usize)>; 2]> {
+    let faults = setting("FLUXMILL_CRASHES")?.unwrap_or(FAULTS);
+    let seed = setting("FLUXMILL_CRASHES_SEED")?.unwrap_or_else(|| fastrand::u64(..));
+    case.note(&format!("FLUXMILL_CRASHES={faults} FLUXMILL_CRASHES_SEED={seed}"));
+    let cluster = Cluster::start(Version::default())?;
+    let feeder = cluster.client();
+    let [from, to, dead] = ["in", "out", "dead"].map(|name| case.topic(name));
+    for topic in [&from, &to, &dead] {
+        feeder.create_topic(topic, PARTITIONS, &[])?;
+    }
+    let chain = Chain {
+        from,
+        to,
+        dead,
+        wasm: Some(guest("faulty")),
+        client,
+        // How long a transaction holds the others up whose process is gone and does not come back.
+        properties: vec!["transaction.timeout.ms: \"10000\""],
+        pipeline: settings.iter().map(|&setting| setting.to_owned()).collect(),
+        ..Chain::default()
+    };
+    let mut world = World { case, cluster, chain, engines: Vec::new(), random: fastrand::Rng::with_seed(seed) };
+    world.cluster.wait_until_in_sync()?;
+    let start = Instant::now();
+    let load = feeder.feed_at(RATE, &world.chain.from, event)?;
+    for engine in 0..ENGINES {
+        let started = world.start(engine)?;
+        world.engines.push(started);
+    }
+    world.wait_for_more()?;
+    let mut happened: BTreeMap<Fault, u32> = BTreeMap::new();
+    for number in 1..=faults {
+        let fault = Fault::choose(&mut world.random);
+        world.happen(fault).with_context(|| format!("fault {number}, {}", fault.name()))?;
+        *happened.entry(fault).or_default() += 1;
+    }
+    load.finish()?;
+    feeder.wait_for_commits(LIMIT, &world.chain.from, &world.chain.from)?;
+    for engine in std::mem::take(&mut world.engines) {
+        engine.stop(LIMIT)?;
+    }
+    let reports = reports(&world)?;
+    let mut table = String::new();
+    for (fault, times) in &happened {
+        table += &format!("\n{times:>6} x {}", fault.name());
+    }
+    let [out, dead] = &reports;
+    let row = |what: &str, report: &Report<_>| {
+        format!(
+            "\n{what}: sent {}, lost {}, doubled {}, unseen {}, reordered {}",
+            report.sent,
+            report.lost.len(),
+            report.too_many(),
+            report.unseen.len(),
+            report.reordered.len()
+        )
+    };
+    table += &(row("published", out) + &row("dead letters", dead));
+    case.note(&format!("{faults} faults in {:.0?}:{table}", start.elapsed()));
+    Ok(reports)
+}
+
+/// The events that the function forwards against the output, the others against the dead letters. What the load's own
+/// client doubled has to come out as often.
+fn reports(world: &World<'_>) -> anyhow::Result<[Report<(support::workload::Value, usize)>; 2]> {
+    let client = world.cluster.client();
+    let read = |topic: &str| -> anyhow::Result<Vec<Vec<Numbered>>> { Ok(received(&client.read(topic)?)) };
+    let fed = read(&world.chain.from)?;
+    let is_forwarded = |event: &Numbered| event.id.starts_with(b"pass ");
+    let part = |forwarded: bool| -> Vec<Vec<Numbered>> {
+        let chosen =
+            |list: &Vec<Numbered>| list.iter().filter(|event| is_forwarded(event) == forwarded).cloned().collect();
+        fed.iter().map(chosen).collect()
+    };
+    let out = compare(&told_apart(part(true)).concat(), &told_apart(read(&world.chain.to)?));
+    let dead = compare(&told_apart(part(false)).concat(), &told_apart(read(&world.chain.dead)?));
+    Ok([out, dead])
+}

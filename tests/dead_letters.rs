@@ -1,0 +1,266 @@
+//! `fluxmill dead-letter` on a real Kafka: what it tells of dead letters, and that a replay takes each once.
+
+use std::collections::BTreeMap;
+use std::process::ExitCode;
+
+use anyhow::ensure;
+use support::chain::guest;
+use support::client::{Received, Record};
+use support::process::{Ended, Fluxmill};
+use support::setup::{LIMIT, Setup};
+use support::suite::{Case, Suite};
+use support::wait::wait_until;
+
+mod support;
+
+fn main() -> ExitCode {
+    let mut suite = Suite::default();
+    suite.kafka("letters_are_listed_and_shown", letters_are_listed_and_shown);
+    suite.kafka("a_replay_brings_each_event_back_once", a_replay_brings_each_event_back_once);
+    suite.kafka("a_replay_that_is_killed_doubles_nothing", a_replay_that_is_killed_doubles_nothing);
+    suite.kafka("a_replay_through_a_mended_function", a_replay_through_a_mended_function);
+    suite.kafka("a_function_can_be_tried_out", a_function_can_be_tried_out);
+    suite.kafka("an_event_is_not_replayed_for_ever", an_event_is_not_replayed_for_ever);
+    suite.kafka("what_cannot_be_done_is_said", what_cannot_be_done_is_said);
+    suite.run()
+}
+
+/// Event `number`: every tenth is rejected, every hundredth makes the function trap.
+fn event(number: u64) -> Record {
+    let word = match (number % 100, number % 10) {
+        (7, _) => "trap",
+        (_, 3) => "reject",
+        _ => "pass",
+    };
+    Record {
+        key: Some(format!("k-{}", number % 20).into_bytes()),
+        value: Some(format!("{word} {number}").into_bytes()),
+        headers: vec![("tag".to_owned(), Some(number.to_string().into_bytes()))],
+        timestamp: Some(1_700_000_000_000 + i64::try_from(number).unwrap_or(0)),
+        ..Record::default()
+    }
+}
+
+/// A pipeline that has given events up, of so many.
+struct Letters {
+    setup: Setup,
+    file: String,
+}
+
+impl Letters {
+    fn of(case: &Case, events: u64) -> anyhow::Result<Self> {
+        let setup = Setup::shared(case, 3, Some("faulty"))?;
+        let file = case.write("chain.yaml", &setup.chain.yaml())?;
+        setup.client.produce(&setup.chain.from, (0..events).map(event))?;
+        setup.catch_up(case, &file, &["events failed"])?;
+        Ok(Self { setup, file: file.display().to_string() })
+    }
+
+    fn start(&self, case: &Case, args: &[&str]) -> anyhow::Result<Fluxmill> {
+        let [command, more @ ..] = args else { anyhow::bail!("no command") };
+        let args = ["dead-letter", command, &self.file].into_iter().chain(more.iter().copied());
+        case.start(args, &self.setup.brokers, &["events failed"])
+    }
+
+    fn run(&self, case: &Case, args: &[&str]) -> anyhow::Result<Ended> {
+        self.start(case, args)?.finish_well(LIMIT)
+    }
+
+    /// How many lines a list has.
+    fn listed(&self, case: &Case, args: &[&str]) -> anyhow::Result<usize> {
+        let args: Vec<_> = ["list"].into_iter().chain(args.iter().copied()).collect();
+        Ok(self.run(case, &args)?.stdout.lines().count())
+    }
+
+    fn input(&self) -> anyhow::Result<Vec<Received>> {
+        self.setup.client.read(&self.setup.chain.from)
+    }
+}
+
+/// How often each value occurs.
+fn counted(events: &[Received]) -> BTreeMap<String, usize> {
+    let mut counts = BTreeMap::new();
+    for event in events {
+        let value = String::from_utf8_lossy(event.value.as_deref().unwrap_or_default()).into_owned();
+        *counts.entry(value).or_default() += 1;
+    }
+    counts
+}
+
+fn letters_are_listed_and_shown(case: &Case) -> anyhow::Result<()> {
+    let letters = Letters::of(case, 200)?;
+    ensure!(letters.listed(case, &[])? == 22, "twenty were rejected and two trapped");
+    let since = "2023-11-14T22:13:20.100Z";
+    for (args, count) in [
+        (vec!["--kind", "trap"], 2),
+        (vec!["--kind", "reject", "--reason", "ASKED to"], 20),
+        (vec!["--reason", "no such reason"], 0),
+        (vec!["--key", "k-13"], 10),
+        (vec!["--since", since], 11),
+        (vec!["--until", since], 11),
+        (vec!["--limit", "5"], 5),
+        (vec!["--pipeline", "main"], 22),
+    ] {
+        let listed = letters.listed(case, &args)?;
+        ensure!(listed == count, "{args:?}: {listed} instead of {count}");
+    }
+    let list = letters.run(case, &["list", "--kind", "trap", "--json", "--limit", "1"])?;
+    let letter: serde_json::Value = serde_json::from_str(&list.stdout)?;
+    ensure!(letter["pipeline"] == "main" && letter["kind"] == "trap" && letter["key"] == "k-7", "{letter}");
+    let at = format!("{}@{}", letter["partition"], letter["offset"]);
+    ensure!(letters.listed(case, &["--at", &at])? == 1, "{at}");
+
+    let shown = letters.run(case, &["show", &at])?.stdout;
+    let value = letters.run(case, &["show", &at, "--value"])?.stdout;
+    ensure!(value.trim_end() == "trap 7" || value.trim_end() == "trap 107", "{value}");
+    let from = &letters.setup.chain.from;
+    for part in
+        ["kind       trap", "key        k-7", "header     tag: ", value.trim_end(), &format!("event      {from} ")]
+    {
+        ensure!(shown.contains(part), "no {part:?} in\n{shown}");
+    }
+    ensure!(!shown.contains("header     fluxmill"), "the headers of the letter are no headers of the event:\n{shown}");
+    Ok(())
+}
+
+fn a_replay_brings_each_event_back_once(case: &Case) -> anyhow::Result<()> {
+    let letters = Letters::of(case, 200)?;
+    let before = letters.input()?.len();
+    let planned = letters.run(case, &["replay", "--kind", "reject", "--dry-run"])?;
+    ensure!(planned.stdout.lines().count() == 20, "{}", planned.stdout);
+    ensure!(letters.input()?.len() == before, "a dry run replays nothing");
+    let replayed = letters.run(case, &["replay", "--kind", "reject"])?.stdout;
+    let from = &letters.setup.chain.from;
+    ensure!(replayed.contains(&format!("20 events published to {from}\n2 events not asked for\n")), "{replayed}");
+
+    let input = letters.input()?;
+    let back: Vec<_> = input.iter().filter(|event| event.header("fluxmill-replays").is_ok()).collect();
+    ensure!(back.len() == 20 && input.len() == before + 20, "{} of {}", back.len(), input.len());
+    for event in back {
+        let first = input.iter().find(|first| first.value == event.value).map(|first| (&first.key, first.timestamp));
+        ensure!(first == Some((&event.key, event.timestamp)), "{event:?}");
+        ensure!(event.headers.len() == 2 && event.header("tag").is_ok(), "{event:?}");
+        ensure!(event.header("fluxmill-replays")? == "1", "{event:?}");
+    }
+
+    let again = letters.run(case, &["replay", "--kind", "reject"])?.stdout;
+    ensure!(again.contains("no letters that this command has not taken before"), "{again}");
+    ensure!(letters.run(case, &["replay", "--kind", "reject", "--dry-run"])?.stdout.is_empty(), "nothing is left");
+    // What one way of replaying has taken says nothing about another.
+    letters.run(case, &["replay", "--kind", "trap"])?;
+    ensure!(letters.input()?.len() == before + 22);
+    letters.run(case, &["replay", "--kind", "reject", "--again"])?;
+    ensure!(letters.input()?.len() == before + 42);
+    Ok(())
+}
+
+/// Killed again and again in the middle, begun again until it ends: readers of committed events see each event once.
+fn a_replay_that_is_killed_doubles_nothing(case: &Case) -> anyhow::Result<()> {
+    let setup = Setup::shared(case, 3, Some("faulty"))?;
+    let file = case.write("chain.yaml", &setup.chain.yaml())?;
+    let events = 200_000_u64;
+    let broken = |number| Record { value: Some(format!("reject {number}").into_bytes()), ..event(number) };
+    setup.client.produce(&setup.chain.from, (0..events).map(broken))?;
+    setup.catch_up(case, &file, &["events failed"])?;
+    let letters = Letters { setup, file: file.display().to_string() };
+    let topic = &letters.setup.chain.from;
+    let mut kills = 0;
+    for _ in 0..10 {
+        let before = letters.setup.client.count(&[topic])?;
+        let mut replay = letters.start(case, &["replay"])?;
+        let more = wait_until(LIMIT, "a replay that does something", || {
+            let ended = replay.process().ended()?.is_some();
+            Ok((ended || letters.setup.client.count(&[topic])? > before + 2_000).then_some(!ended))
+        })?;
+        if !more || replay.process().ended()?.is_some() {
+            break;
+        }
+        replay.kill()?;
+        kills += 1;
+    }
+    letters.run(case, &["replay"])?;
+    let counts = counted(&letters.input()?);
+    let wrong: Vec<_> = counts.iter().filter(|(_, count)| **count != 2).take(5).collect();
+    case.note(&format!("{kills} kills, {} events", counts.len()));
+    ensure!(kills > 0 && counts.len() as u64 == events && wrong.is_empty(), "{kills} kills, wrong: {wrong:?}");
+    Ok(())
+}
+
+fn a_replay_through_a_mended_function(case: &Case) -> anyhow::Result<()> {
+    let letters = Letters::of(case, 200)?;
+    let output = letters.setup.client.count(&[&letters.setup.chain.to])?;
+    // Not mended: they are dead letters again, which still tell where the event came from.
+    let again = letters.run(case, &["replay", "--kind", "reject", "--through"])?.stdout;
+    ensure!(again.contains("20 events failed again, and are dead letters again"), "{again}");
+    ensure!(letters.listed(case, &["--kind", "reject"])? == 40);
+    let list = letters.run(case, &["list", "--kind", "reject", "--json"])?.stdout;
+    let told: Vec<serde_json::Value> = list.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
+    ensure!(told.iter().all(|letter| letter["source"]["topic"] == *letters.setup.chain.from), "{list}");
+    ensure!(told.iter().filter(|letter| letter["replays"] == 1).count() == 20, "{list}");
+
+    let mended = guest("identity").display().to_string();
+    let run = letters.run(case, &["replay", "--kind", "trap", "--through", &mended])?.stdout;
+    ensure!(run.contains(&format!("2 events published to {}", letters.setup.chain.to)), "{run}");
+    let events = letters.setup.client.read(&letters.setup.chain.to)?;
+    ensure!(events.len() as i64 >= output + 2, "{}", events.len());
+    let trapped = events.iter().filter(|event| event.value.as_deref().is_some_and(|value| value.starts_with(b"trap")));
+    ensure!(
+        trapped.clone().count() == 2 && trapped.clone().all(|event| event.headers.len() == 2),
+        "{:?}",
+        trapped.collect::<Vec<_>>()
+    );
+    Ok(())
+}
+
+fn a_function_can_be_tried_out(case: &Case) -> anyhow::Result<()> {
+    let letters = Letters::of(case, 100)?;
+    let scratch = case.topic("scratch");
+    letters.setup.client.create_topic(&scratch, 1, &[])?;
+    let dead = letters.listed(case, &[])?;
+    let tried = letters.run(case, &["replay", "--through", "--to", &scratch])?.stdout;
+    ensure!(tried.contains("11 events failed"), "{tried}");
+    ensure!(letters.listed(case, &[])? == dead, "what fails while it is tried out is no new letter");
+    let mended = guest("identity").display().to_string();
+    letters.run(case, &["replay", "--again", "--through", &mended, "--to", &scratch])?;
+    ensure!(letters.setup.client.read(&scratch)?.len() == 11);
+    Ok(())
+}
+
+fn an_event_is_not_replayed_for_ever(case: &Case) -> anyhow::Result<()> {
+    let letters = Letters::of(case, 10)?;
+    for time in 1..=3 {
+        let run = letters.run(case, &["replay", "--kind", "reject", "--through", "--max-replays", "2"])?.stdout;
+        let expected = if time < 3 { "1 event failed again" } else { "left: replayed too often already" };
+        ensure!(run.contains(expected), "{time}: {run}");
+    }
+    ensure!(letters.listed(case, &["--kind", "reject"])? == 3);
+    Ok(())
+}
+
+fn what_cannot_be_done_is_said(case: &Case) -> anyhow::Result<()> {
+    let letters = Letters::of(case, 10)?;
+    let loops = letters.setup.chain.dead.clone();
+    for (args, code, said) in [
+        (vec!["list", "--pipeline", "other"], 2, "has no pipeline other; it has main"),
+        (vec!["list", "--at", "17"], 2, "write partition and offset, such as 0@17"),
+        (vec!["show", "0@99999"], 1, "there is no dead letter at 0@99999"),
+        (vec!["show", "99@0"], 1, "there is no dead letter at 99@0"),
+        (vec!["replay", "--max-replays", "0"], 2, "0"),
+        (vec!["replay", "--to", "no-such-topic"], 1, "find topic no-such-topic: it does not exist"),
+        (vec!["replay", "--to", &loops], 1, "--until-caught-up cannot end on a loop"),
+        (vec!["replay", "--through", "no-such.wasm"], 1, "no-such.wasm"),
+    ] {
+        let ended = letters.start(case, &args)?.finish(LIMIT)?;
+        ensure!(
+            ended.code == Some(code) && ended.stderr.contains(said),
+            "{args:?}: {:?}\n{}",
+            ended.code,
+            ended.stderr
+        );
+    }
+    let stops = letters.setup.chain.yaml().replace("then: { dead_letter", "then: stop #");
+    let file = case.write("stops.yaml", &stops)?.display().to_string();
+    let ended = case.start(["dead-letter", "list", &file], &letters.setup.brokers, &[])?.finish(LIMIT)?;
+    ensure!(ended.code == Some(2) && ended.stderr.contains("has no dead letters"), "{}", ended.stderr);
+    Ok(())
+}
