@@ -11,8 +11,8 @@ orders of exactly the size that is asked for, and runs the contestants in turn, 
 changes from round to round. Every run is checked: as many events must come out as belong there.
 
 throughput  A cell is a size and a codec; `--cells 250/none,250/lz4` measures these, `all` all twelve, `default` every
-            size uncompressed and 250 bytes with each codec. A run takes 3 to 5 s, so a cell of 7 rounds takes about
-            7 minutes, the default about 40 and all about 80.
+            size uncompressed and 250 bytes with each codec. A cell of 7 rounds takes about 4 minutes, the default about
+            25 and all about 45.
 latency     Open loop at fixed rates: how long an event takes from the topic that it is produced to to the one that it
             is read from, with and without Fluxmill in between.
 growth      The same with 1 and with 20 million events: what an event costs must not grow. Takes 15 GB of disk.
