@@ -10,7 +10,7 @@ use support::checker::compare;
 use support::kafka::Version;
 use support::kafka::cluster::{BROKERS, Cluster};
 use support::suite::{Case, Suite};
-use support::workload::{numbered, received, sent, told_apart};
+use support::workload::{both_told_apart, numbered, received, sent};
 
 mod support;
 
@@ -83,7 +83,8 @@ fn moved_leaders_and_killed_brokers_double_nothing(case: &Case) -> anyhow::Resul
     let load = compare(&input, &fed);
     case.note(&format!("the load: {}", load.describe()));
     load.at_least_once().map_err(anyhow::Error::msg)?;
-    let report = compare(&told_apart(fed).concat(), &told_apart(out));
+    let (fed, out) = both_told_apart(fed, out);
+    let report = compare(&fed, &out);
     case.note(&format!("{MOVES} moved leaders, {kills} killed brokers: {}", report.describe()));
     report.exactly_once().map_err(anyhow::Error::msg)
 }

@@ -113,8 +113,8 @@ pub(crate) fn received(events: &[Received]) -> Vec<Vec<Numbered>> {
     events.chunk_by(|a, b| a.partition == b.partition).map(|events| events.iter().map(seen).collect()).collect()
 }
 
-/// Tells events apart that are alike, by which of them it is: an input that holds one twice must come out with both.
-pub(crate) fn told_apart(lists: Vec<Vec<Numbered>>) -> Vec<Vec<Nth>> {
+/// Tells events apart that are alike, by which of them it is.
+fn told_apart(lists: Vec<Vec<Numbered>>) -> Vec<Vec<Nth>> {
     let mut times: HashMap<Value, usize> = HashMap::new();
     let mut nth = |id: Value| {
         let time = times.entry(id.clone()).or_default();
@@ -122,6 +122,21 @@ pub(crate) fn told_apart(lists: Vec<Vec<Numbered>>) -> Vec<Vec<Nth>> {
         (id, *time)
     };
     lists.into_iter().map(|list| list.into_iter().map(|Seen { key, id }| Seen { key, id: nth(id) }).collect()).collect()
+}
+
+/// What went in, told apart, and what came out, told apart as far as the input goes: what came out more often is the
+/// last of its like once more.
+pub(crate) fn both_told_apart(input: Vec<Vec<Numbered>>, output: Vec<Vec<Numbered>>) -> (Vec<Nth>, Vec<Vec<Nth>>) {
+    let (input, mut output) = (told_apart(input).concat(), told_apart(output));
+    let mut most: HashMap<&Value, usize> = HashMap::new();
+    for Seen { id: (value, nth), .. } in &input {
+        let most = most.entry(value).or_default();
+        *most = (*most).max(*nth);
+    }
+    for Seen { id: (value, nth), .. } in output.iter_mut().flatten() {
+        *nth = most.get(value).map_or(*nth, |most| (*nth).min(*most));
+    }
+    (input, output)
 }
 
 /// Events with every oddity that Kafka carries and that this client can write: no two are alike.
