@@ -34,7 +34,8 @@ fn main() -> ExitCode {
 /// Parts of the WARN lines of a process that lost its membership.
 const LOST: [&str; 2] = ["group session timed out", "partitions were lost"];
 /// Parts of the WARN lines of a process whose broker went away: the membership may be lost by that, too.
-const OUTAGE: [&str; 5] = [
+const OUTAGE: [&str; 6] = [
+    ": no answer for ",
     "is not reachable; waiting for it",
     "sent again until it works",
     "Failed to acquire idempotence PID",

@@ -12,7 +12,9 @@ mod support;
 /// How often a process is killed.
 const KILLS: usize = 5;
 /// Parts of the WARN lines of a process whose transaction was given up, or whose broker went away.
-const AGAIN: [&str; 5] = [
+const AGAIN: [&str; 7] = [
+    ": no answer for ",
+    ": no coordinator for ",
     "is processed again",
     "group session timed out",
     "partitions were lost",
