@@ -173,7 +173,12 @@ impl Machine {
         match &self.state {
             State::Open => Ok(()),
             State::Abortable(error) | State::Finished(error) => Err(error.error.clone()),
-            _ => Err(self.order("publish", "no transaction is open").error),
+            // Who gives a transaction up tells why.
+            State::Aborting | State::Initialising | State::Ready => {
+                let error = self.order("publish", "the transaction was given up").error;
+                Err(BrokerError { kind: BrokerErrorKind::Closed, ..error })
+            }
+            State::Uninitialised | State::Committing => Err(self.order("publish", "no transaction is open").error),
         }
     }
 

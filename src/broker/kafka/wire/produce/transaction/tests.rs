@@ -130,6 +130,20 @@ fn what_a_stranger_sends_is_aborted_without_a_new_epoch() {
     machine.begin().unwrap();
 }
 
+/// Who publishes while another gives the transaction up learns nothing of the cause, and must not take this for it.
+#[test]
+fn what_comes_after_an_abort_is_not_the_cause_of_it() {
+    let mut machine = open();
+    machine.begin_operation(Operation::Abort).unwrap();
+    assert_eq!(machine.publishable().unwrap_err().kind, BrokerErrorKind::Closed);
+    expect(&mut machine, Ask::End { commit: false }, ErrorCode::NONE);
+    machine.outcome(Operation::Abort).unwrap().unwrap();
+    assert_eq!(machine.publishable().unwrap_err().kind, BrokerErrorKind::Closed);
+    machine.begin().unwrap();
+    machine.begin_operation(Operation::Commit).unwrap();
+    assert_eq!(machine.publishable().unwrap_err().kind, BrokerErrorKind::Fatal, "nobody publishes then");
+}
+
 #[test]
 fn a_denied_topic_is_told_though_others_were_not_attempted() {
     let mut machine = ready();
