@@ -27,7 +27,8 @@ pub enum BrokerErrorKind {
     TooLarge,
     /// The broker will not take one event, whatever its size; others may pass.
     Refused,
-    /// The transaction has failed. Nothing of it will be seen; what it held is read again.
+    /// What is not confirmed has to be begun anew: the transaction has failed, and nothing of it will be seen, or this
+    /// process was thrown out of its group.
     Aborted,
     /// The producer was closed: something else is the cause.
     Closed,

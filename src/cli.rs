@@ -43,7 +43,7 @@ enum Command {
     Check(check::Args),
     Explain(explain::Args),
     Graph(graph::Args),
-    DeadLetter(dead_letter::Args),
+    DeadLetter(Box<dead_letter::Args>),
     Schema(schema::Args),
 }
 

@@ -94,7 +94,7 @@ impl Letter {
 }
 
 /// Which dead letters are asked for. Everything that is given must be so.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Filter {
     /// The pipeline that gave the event up.
     pub pipeline: Option<String>,

@@ -44,6 +44,11 @@ impl HeaderColumn {
         Self { rows: None, names: none(), values: none() }
     }
 
+    /// Bytes of memory that the column holds.
+    fn memory(&self) -> usize {
+        self.names.get_buffer_memory_size() + self.values.get_buffer_memory_size()
+    }
+
     /// The headers of one row.
     ///
     /// # Panics
@@ -120,6 +125,13 @@ impl EventBatch {
     /// Whether the batch has no events.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Bytes of memory that the batch holds, about.
+    pub fn memory(&self) -> usize {
+        let fixed = size_of::<i64>() + size_of::<u32>() + size_of::<i64>();
+        let columns = self.keys.get_buffer_memory_size() + self.values.get_buffer_memory_size();
+        columns + self.headers.memory() + fixed * self.len()
     }
 
     /// One event.

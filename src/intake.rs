@@ -24,6 +24,8 @@ pub use lanes::{Lanes, Run};
 const SEALED_BATCHES_MAX: usize = 2;
 /// Bytes that a sealed batch takes beside its events': many small ones must not count for nothing.
 const BATCH_OVERHEAD: usize = 4096;
+/// Bytes that a row takes beside its key, value and headers.
+const ROW_OVERHEAD: usize = 32;
 
 /// A batch on its way through a lane, with the duty to bring it to its end.
 #[derive(Debug)]
@@ -222,7 +224,7 @@ impl Intake {
 
     /// Closes the open batch, which waits for its lane.
     fn put_aside(&self, state: &mut State) {
-        let bytes = state.open.builder.bytes() + BATCH_OVERHEAD;
+        let bytes = sealed_bytes(&state.open.builder);
         let delivery = self.seal(&mut state.open);
         state.sealed_bytes += bytes;
         state.sealed.push_back(Sealed { delivery, bytes });
@@ -240,6 +242,11 @@ impl Intake {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Bytes that a batch takes when it is sealed.
+fn sealed_bytes(builder: &BatchBuilder) -> usize {
+    BATCH_OVERHEAD + builder.bytes() + ROW_OVERHEAD * builder.len()
 }
 
 impl Writer<'_> {
@@ -265,7 +272,7 @@ impl Writer<'_> {
         let full = open.builder.len() >= limits.max_events
             || (!open.builder.is_empty() && open.builder.bytes() + bytes > limits.max_bytes);
         if full {
-            let waiting = state.sealed_bytes + open.builder.bytes() + BATCH_OVERHEAD;
+            let waiting = state.sealed_bytes + sealed_bytes(&open.builder);
             if state.sealed.len() >= SEALED_BATCHES_MAX && waiting > self.intake.queue_bytes {
                 state.refused = true;
                 return Err(Full);

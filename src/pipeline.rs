@@ -28,7 +28,7 @@ use crate::pipeline::plan::{Built, Plan, Stage};
 use crate::spec::{ChainSpec, ConnectionSpec, PipelineSpec};
 use crate::telemetry::metrics::PipelineMetrics;
 
-pub use replay::{Replay, ReplayCounts};
+pub use replay::{LetterFate, Replay, ReplayCounts};
 pub use tap::{Tap, tap};
 pub use topology::Topology;
 
@@ -217,7 +217,7 @@ impl Drop for Chain {
 }
 
 /// Runs a pipeline until it is stopped, or caught up after these upstream pipelines have ended. One whose transaction
-/// has failed is built anew: nothing of it was seen, and everything that it held is read again.
+/// has failed, or that was thrown out of its group, is built anew: what is not confirmed is read again.
 async fn run(plan: Plan, first: Built, caught_up: Option<Vec<CancellationToken>>) -> Result<(), RunError> {
     let (mut built, mut pause, mut rebuilds) = (first, REBUILD_PAUSE_MIN, 0);
     loop {
@@ -233,7 +233,7 @@ async fn run(plan: Plan, first: Built, caught_up: Option<Vec<CancellationToken>>
         if rebuilds > REBUILDS_MAX {
             return Err(error);
         }
-        tracing::warn!("{error}; what the transaction held is processed again");
+        tracing::warn!("{error}; the pipeline begins anew, and what is not confirmed is processed again");
         tokio::select! {
             () = tokio::time::sleep(pause) => pause = (pause * 2).min(REBUILD_PAUSE_MAX),
             // Nothing is in flight.
@@ -244,7 +244,7 @@ async fn run(plan: Plan, first: Built, caught_up: Option<Vec<CancellationToken>>
 }
 
 impl RunError {
-    /// Whether a transaction has failed, so that trying again is all that is needed; or, when it is being tried again,
+    /// Whether a transaction or a membership was lost, so that beginning anew is all that is needed; or, when it is being tried again,
     /// the broker is not there for the moment.
     fn may_pass(&self, again: bool) -> bool {
         match self.broker_error_kind() {
@@ -277,12 +277,12 @@ impl RunError {
 impl Built {
     /// Runs until stopped, or until caught up after these upstream pipelines have ended.
     async fn run(self, plan: &Plan, caught_up: Option<Vec<CancellationToken>>) -> Result<(), RunError> {
-        let Self { source, lanes, producers, drivers, dealt, tracker, bell } = self;
+        let Self { source, lanes, producers, drivers, intakes, tracker, bell } = self;
         let (name, drain_timeout) = (plan.name(), plan.drain_timeout);
         let (stop, transactional) = (plan.stop.child_token(), tracker.sets().is_some());
         let take_the_end = CancellationToken::new();
         let context = SourceContext {
-            lanes: dealt,
+            lanes: intakes,
             tracker,
             bell: bell.clone(),
             stop: stop.clone(),

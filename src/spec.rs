@@ -395,7 +395,7 @@ pub struct RetrySpec {
     pub backoff_min: Duration,
     /// The longest wait, before chance shortens it.
     pub backoff_max: Duration,
-    /// How long after it was taken an event may be run again; `None` leaves it to the attempts.
+    /// How long after its first call an event may be run again; `None` leaves it to the attempts.
     pub max_age: Option<Duration>,
 }
 

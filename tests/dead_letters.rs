@@ -18,6 +18,7 @@ fn main() -> ExitCode {
     suite.kafka("letters_are_listed_and_shown", letters_are_listed_and_shown);
     suite.kafka("a_replay_brings_each_event_back_once", a_replay_brings_each_event_back_once);
     suite.kafka("a_replay_that_is_killed_doubles_nothing", a_replay_that_is_killed_doubles_nothing);
+    suite.kafka("letters_that_come_meanwhile_are_left", letters_that_come_meanwhile_are_left);
     suite.kafka("a_replay_through_a_mended_function", a_replay_through_a_mended_function);
     suite.kafka("a_function_can_be_tried_out", a_function_can_be_tried_out);
     suite.kafka("an_event_is_not_replayed_for_ever", an_event_is_not_replayed_for_ever);
@@ -153,7 +154,7 @@ fn a_replay_brings_each_event_back_once(case: &Case) -> anyhow::Result<()> {
     // What one way of replaying has taken says nothing about another.
     letters.run(case, &["replay", "--kind", "trap"])?;
     ensure!(letters.input()?.len() == before + 22);
-    letters.run(case, &["replay", "--kind", "reject", "--again"])?;
+    letters.run(case, &["replay", "--kind", "reject", "--again", "2"])?;
     ensure!(letters.input()?.len() == before + 42);
     Ok(())
 }
@@ -176,17 +177,49 @@ fn a_replay_that_is_killed_doubles_nothing(case: &Case) -> anyhow::Result<()> {
             let ended = replay.process().ended()?.is_some();
             Ok((ended || letters.setup.client.count(&[topic])? > before + 2_000).then_some(!ended))
         })?;
-        if !more || replay.process().ended()?.is_some() {
+        // One that ends at this very moment was not killed in the middle.
+        if !more || replay.kill().is_err() {
             break;
         }
-        replay.kill()?;
         kills += 1;
     }
     letters.run(case, &["replay"])?;
     let counts = counted(&letters.input()?);
-    let wrong: Vec<_> = counts.iter().filter(|(_, count)| **count != 2).take(5).collect();
+    // Without transactions some come back more than once.
+    let once = case.kafka_client().line().is_none();
+    let is_wrong = |count: usize| if once { count != 2 } else { count < 2 };
+    let wrong: Vec<_> = counts.iter().filter(|(_, count)| is_wrong(**count)).take(5).collect();
     case.note(&format!("{kills} kills, {} events", counts.len()));
     ensure!(kills > 0 && counts.len() as u64 == events && wrong.is_empty(), "{kills} kills, wrong: {wrong:?}");
+    Ok(())
+}
+
+/// Letters that a replay makes itself are behind the end that it has noted, whatever the partitions' lengths.
+fn letters_that_come_meanwhile_are_left(case: &Case) -> anyhow::Result<()> {
+    let setup = Setup::shared(case, 3, Some("faulty"))?;
+    let file = case.write("chain.yaml", &setup.chain.yaml())?;
+    // Nearly all of one key, and so in one partition.
+    let broken = |number: u64| Record {
+        key: Some(if number.is_multiple_of(50) { number.to_string() } else { "most".to_owned() }.into_bytes()),
+        value: Some(format!("reject {number}").into_bytes()),
+        ..event(number)
+    };
+    let events = 60_000;
+    setup.client.produce(&setup.chain.from, (0..events).map(broken))?;
+    setup.catch_up(case, &file, &["events failed"])?;
+    let letters = Letters { setup, file: file.display().to_string() };
+    for _ in 0..2 {
+        let said = letters.run(case, &["replay", "--through"])?.stdout;
+        ensure!(said.contains(&format!("{events} events failed again")), "{said}");
+    }
+    let replayed = letters.run(case, &["list", "--json"])?.stdout;
+    let (mut once, mut twice) = (0, 0);
+    for line in replayed.lines() {
+        let letter: serde_json::Value = serde_json::from_str(line)?;
+        once += u64::from(letter["replays"] == 1);
+        twice += u64::from(letter["replays"] == 2);
+    }
+    ensure!((once, twice) == (events, events), "{once} and {twice} of {events}");
     Ok(())
 }
 
@@ -202,8 +235,8 @@ fn a_replay_through_a_mended_function(case: &Case) -> anyhow::Result<()> {
     ensure!(told.iter().all(|letter| letter["source"]["topic"] == *letters.setup.chain.from), "{list}");
     ensure!(told.iter().filter(|letter| letter["replays"] == 1).count() == 20, "{list}");
 
-    let mended = guest("identity").display().to_string();
-    let run = letters.run(case, &["replay", "--kind", "trap", "--through", &mended])?.stdout;
+    let mended = format!("--through={}", guest("identity").display());
+    let run = letters.run(case, &["replay", "--kind", "trap", &mended])?.stdout;
     ensure!(run.contains(&format!("2 events published to {}", letters.setup.chain.to)), "{run}");
     let events = letters.setup.client.read(&letters.setup.chain.to)?;
     ensure!(events.len() as i64 >= output + 2, "{}", events.len());
@@ -224,8 +257,8 @@ fn a_function_can_be_tried_out(case: &Case) -> anyhow::Result<()> {
     let tried = letters.run(case, &["replay", "--through", "--to", &scratch])?.stdout;
     ensure!(tried.contains("11 events failed"), "{tried}");
     ensure!(letters.listed(case, &[])? == dead, "what fails while it is tried out is no new letter");
-    let mended = guest("identity").display().to_string();
-    letters.run(case, &["replay", "--again", "--through", &mended, "--to", &scratch])?;
+    let mended = format!("--through={}", guest("identity").display());
+    letters.run(case, &["replay", "--again", "mended", &mended, "--to", &scratch])?;
     ensure!(letters.setup.client.read(&scratch)?.len() == 11);
     Ok(())
 }
@@ -252,7 +285,9 @@ fn what_cannot_be_done_is_said(case: &Case) -> anyhow::Result<()> {
         (vec!["replay", "--max-replays", "0"], 2, "0"),
         (vec!["replay", "--to", "no-such-topic"], 1, "find topic no-such-topic: it does not exist"),
         (vec!["replay", "--to", &loops], 1, "--until-caught-up cannot end on a loop"),
-        (vec!["replay", "--through", "no-such.wasm"], 1, "no-such.wasm"),
+        (vec!["replay", "--through=no-such.wasm"], 1, "no-such.wasm"),
+        (vec!["list", "--kind", "rejected"], 2, "possible values: reject, attempts"),
+        (vec!["list", "--at", "0@-1"], 2, "write partition and offset, such as 0@17"),
     ] {
         let ended = letters.start(case, &args)?.finish(LIMIT)?;
         ensure!(

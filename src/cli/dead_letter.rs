@@ -4,7 +4,7 @@ mod list;
 mod replay;
 mod show;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Subcommand;
@@ -12,13 +12,15 @@ use jiff::Timestamp;
 
 use crate::broker::BrokerError;
 use crate::broker::kafka::reader::{Begin, Reader, Record};
-use crate::cli::{EXIT_FAILED, EXIT_USAGE, load_or_report};
+use crate::cli::{EXIT_FAILED, EXIT_USAGE};
 use crate::config::Loaded;
 use crate::dead_letter::{Filter, Letter};
 use crate::spec::{ConnectionSpec, KafkaConnection, LastResort, PipelineSpec, SourceSpec, TargetSpec};
 
 /// Characters of a key or a reason in one line.
 const SHOWN_MAX: usize = 80;
+/// The words for kinds of failure (docs/delivery.md).
+const KINDS: [&str; 8] = ["reject", "attempts", "age", "trap", "timeout", "memory", "output", "publish"];
 
 /// List, show and replay dead letters: the events that pipelines gave up.
 #[derive(Debug, clap::Args)]
@@ -54,8 +56,8 @@ struct Selection {
     /// The pipeline that gave the events up
     #[arg(long, value_name = "NAME")]
     pipeline: Option<String>,
-    /// The kind of failure: reject, attempts, age, trap, timeout, memory, output or publish
-    #[arg(long, value_name = "WORD")]
+    /// The kind of failure
+    #[arg(long, value_name = "WORD", value_parser = KINDS)]
     kind: Option<String>,
     /// A part of the reason, in upper or lower case
     #[arg(long, value_name = "TEXT")]
@@ -89,19 +91,22 @@ impl Selection {
 }
 
 fn place(text: &str) -> Result<(i32, i64), String> {
-    let parts =
-        text.split_once('@').and_then(|(partition, offset)| Some((partition.parse().ok()?, offset.parse().ok()?)));
-    parts.ok_or_else(|| "write partition and offset, such as 0@17".to_owned())
+    let place = text.split_once('@').and_then(|(partition, offset)| {
+        let (partition, offset): (i32, i64) = (partition.parse().ok()?, offset.parse().ok()?);
+        (partition >= 0 && offset >= 0).then_some((partition, offset))
+    });
+    place.ok_or_else(|| "write partition and offset, such as 0@17".to_owned())
 }
 
 /// A dead-letter topic of a file, and a pipeline that writes to it.
-struct Source<'a> {
+struct LetterTopic<'a> {
+    connection_name: &'a str,
     connection: &'a KafkaConnection,
     topic: &'a str,
     pipeline: &'a PipelineSpec,
 }
 
-impl Source<'_> {
+impl LetterTopic<'_> {
     /// The pipeline's consumer group, in whose name the topic is looked at.
     fn group(&self) -> &str {
         let SourceSpec::Kafka(source) = &self.pipeline.source;
@@ -115,10 +120,6 @@ struct Found {
     record: Record,
 }
 
-fn load(path: &Path) -> Result<Loaded, ExitCode> {
-    load_or_report(path)
-}
-
 fn usage(message: &str) -> ExitCode {
     eprintln!("error: {message}");
     ExitCode::from(EXIT_USAGE)
@@ -130,7 +131,7 @@ fn failed(error: &BrokerError) -> ExitCode {
 }
 
 /// Where a pipeline's dead letters go; for all pipelines that have such a place, each topic once.
-fn sources<'a>(loaded: &'a Loaded, pipeline: Option<&str>) -> Result<Vec<Source<'a>>, ExitCode> {
+fn letter_topics<'a>(loaded: &'a Loaded, pipeline: Option<&str>) -> Result<Vec<LetterTopic<'a>>, ExitCode> {
     let pipelines = &loaded.spec.pipelines;
     if let Some(name) = pipeline
         && !pipelines.iter().any(|pipeline| pipeline.name == name)
@@ -138,32 +139,32 @@ fn sources<'a>(loaded: &'a Loaded, pipeline: Option<&str>) -> Result<Vec<Source<
         let names: Vec<_> = pipelines.iter().map(|pipeline| pipeline.name.as_str()).collect();
         return Err(usage(&format!("{} has no pipeline {name}; it has {}", loaded.file(), names.join(", "))));
     }
-    let mut sources: Vec<Source<'a>> = Vec::new();
+    let mut topics: Vec<LetterTopic<'a>> = Vec::new();
     for spec in pipelines.iter().filter(|spec| pipeline.is_none_or(|name| spec.name == name)) {
         let LastResort::DeadLetter(TargetSpec::Kafka { connection, topic }) = &spec.on_error.then else { continue };
-        let ConnectionSpec::Kafka(connection) = &loaded.spec.connections[connection];
-        let known = |source: &Source<'_>| source.topic == topic && source.connection.brokers == connection.brokers;
-        if !sources.iter().any(known) {
-            sources.push(Source { connection, topic, pipeline: spec });
+        let (connection_name, ConnectionSpec::Kafka(connection)) = (connection, &loaded.spec.connections[connection]);
+        let known = |known: &LetterTopic<'_>| known.topic == topic && known.connection.brokers == connection.brokers;
+        if !topics.iter().any(known) {
+            topics.push(LetterTopic { connection_name, connection, topic, pipeline: spec });
         }
     }
-    if sources.is_empty() {
+    if topics.is_empty() {
         let who = pipeline.map_or_else(|| loaded.file().to_owned(), |name| format!("pipeline {name}"));
         return Err(usage(&format!("{who} has no dead letters: `on_error.then` is `stop` or `drop`")));
     }
-    Ok(sources)
+    Ok(topics)
 }
 
 /// Reads a topic's dead letters that are asked for, up to its end, and gives each of them to `found` for as long as that
 /// wants more. How many events were looked at.
-fn read(
-    source: &Source<'_>,
+fn each(
+    topic: &LetterTopic<'_>,
     group: &str,
     begin: Begin,
     filter: &Filter,
     mut found: impl FnMut(Found) -> anyhow::Result<bool>,
 ) -> anyhow::Result<Result<u64, BrokerError>> {
-    let mut reader = match Reader::open(source.connection, source.topic, group, begin) {
+    let mut reader = match Reader::open(topic.connection, topic.topic, group, begin) {
         Ok(reader) => reader,
         Err(error) => return Ok(Err(error)),
     };
@@ -187,11 +188,22 @@ fn read(
 /// Bytes for one line of a terminal: what would move the cursor is escaped, what is too long is cut.
 fn brief(bytes: Option<&[u8]>) -> String {
     let Some(bytes) = bytes else { return "-".to_owned() };
-    let text: String = String::from_utf8_lossy(bytes).escape_debug().collect();
+    let text = harmless(Some(bytes));
     match text.char_indices().nth(SHOWN_MAX) {
         Some((end, _)) => format!("{}...", &text[..end]),
         None => text,
     }
+}
+
+/// Text for a terminal: what would move the cursor, or turn the direction of writing, is escaped.
+fn harmless(bytes: Option<&[u8]>) -> String {
+    let Some(bytes) = bytes else { return "-".to_owned() };
+    let turns = |c: char| matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{200e}' | '\u{200f}');
+    let mut text = String::with_capacity(bytes.len());
+    for c in String::from_utf8_lossy(bytes).chars() {
+        if c.is_control() || turns(c) { text.extend(c.escape_default()) } else { text.push(c) }
+    }
+    text
 }
 
 fn time(millis: i64) -> String {
@@ -213,14 +225,15 @@ mod tests {
     #[test]
     fn what_is_shown_is_one_line() {
         assert_eq!(brief(None), "-");
-        assert_eq!(brief(Some(b"a\nb\x1b[2J\xff")), "a\\nb\\u{1b}[2J\u{fffd}");
+        assert_eq!(brief(Some(b"it's \"a\"\nb\x1b[2J\xff")), "it's \"a\"\\nb\\u{1b}[2J\u{fffd}");
+        assert_eq!(brief(Some("\u{9b}1m \u{202e}x".as_bytes())), "\\u{9b}1m \\u{202e}x");
         assert_eq!(brief(Some("é".repeat(100).as_bytes())), format!("{}...", "é".repeat(SHOWN_MAX)));
     }
 
     #[test]
     fn a_place_has_a_partition_and_an_offset() {
         assert_eq!(place("3@17"), Ok((3, 17)));
-        for wrong in ["17", "3@", "@17", "3@x", ""] {
+        for wrong in ["17", "3@", "@17", "3@x", "", "0@-1", "-1@0"] {
             assert!(place(wrong).is_err(), "{wrong}");
         }
     }

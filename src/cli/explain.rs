@@ -39,10 +39,16 @@ const BY_PARTITION: &str =
 ";
 const BY_KEY: &str = "  Order: events of a partition that have the same key are run and published in order, and so are those that have no
   key. Keys are dealt to all lanes, also within a partition, and overtake each other. An event that waits for its
-  retry holds the keys of its lane; the others go on until 4MiB wait for that lane.
+  retry holds the keys of its lane.
 ";
-const BY_NOTHING: &str = "  Order: none is kept, not even of one key. Any lane takes any event, and what a call makes is published at once; an
-  event that waits for its retry holds no other, until 64 batches of its lane wait.
+const BY_NOTHING: &str = "  Order: none is kept, not even of one key. Any lane takes any event, and what a call makes is published at once. An
+  event that waits for its retry holds no other.
+";
+const UNTIL_FULL: &str =
+    "  The others go on until much waits: 4MiB for a lane that is held, with `none` 64 batches or 64MiB in a lane.
+";
+const UNTIL_COMMITTED: &str =
+    "  The others go on to the end of the transaction; what was read after it waits until it is committed.
 ";
 
 /// Print what a pipeline file means: every default, and what is promised.
@@ -303,9 +309,14 @@ fn explain_guarantee(out: &mut String, pipeline: &PipelineSpec) {
         Order::Key => BY_KEY,
         Order::None => BY_NOTHING,
     };
+    let others = match (pipeline.order, pipeline.guarantee) {
+        (Order::Partition, _) => "",
+        (Order::Key | Order::None, Guarantee::AtLeastOnce) => UNTIL_FULL,
+        (Order::Key | Order::None, Guarantee::ExactlyOnce) => UNTIL_COMMITTED,
+    };
     let _ = write!(
         out,
-        "{guarantee}{order}  \
+        "{guarantee}{order}{others}  \
          An event that may pass later {again}{failed}.\n  \
          An event that the function rejects {failed}. {held}\n{faults}",
     );

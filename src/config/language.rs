@@ -304,7 +304,7 @@ objects! {
         attempts: Whole<1, 100> = default("3"),
         /// The wait before the second call and the longest wait; it doubles in between.
         backoff: MillisRange<1, 3_600_000> = default("100ms..10s"),
-        /// How long after the pipeline took it an event may be run again, whatever attempts are left.
+        /// How long after its first call an event may be run again, whatever attempts are left.
         max_age: Millis<1, 86_400_000> = optional("no bound but `attempts`; half of `transaction.timeout.ms` with `delivery: exactly_once`, and no more"),
     }
     later {}

@@ -79,6 +79,19 @@ impl Outcome {
         }
     }
 
+    /// Bytes of memory that the outcome holds, beside what it inherits, about.
+    pub fn memory(&self) -> usize {
+        let column = |column: &ColumnSource| match column {
+            ColumnSource::Inherit => 0,
+            ColumnSource::Replace(column) => column.get_buffer_memory_size(),
+        };
+        let headers = match &self.headers {
+            HeaderSource::Inherit => 0,
+            HeaderSource::Replace(headers) => headers.memory(),
+        };
+        column(&self.keys) + column(&self.values) + headers + size_of::<u32>() * self.len()
+    }
+
     /// The number of published events.
     pub fn len(&self) -> usize {
         self.causes.len()

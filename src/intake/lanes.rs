@@ -34,7 +34,8 @@ impl Lanes {
     /// `count` lanes whose batches keep to `limits`, and to which rows are dealt so that `order` can be kept. The bell
     /// is rung when a lane has room again after it refused a row.
     pub fn new(count: usize, order: Order, limits: BatchLimits, tracker: &Arc<Tracker>, bell: &Arc<Bell>) -> Self {
-        let queue = if order == Order::Key { QUEUE_BYTES } else { 0 };
+        // What waits belongs to the transaction that is cut off next, which must not grow long by it.
+        let queue = if order == Order::Key && tracker.sets().is_none() { QUEUE_BYTES } else { 0 };
         let intake = |_| Arc::new(Intake::new(limits, tracker.clone(), bell.clone()).queueing(queue));
         Self { intakes: (0..count).map(intake).collect(), order, next: Arc::default() }
     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
-use futures_util::{FutureExt, StreamExt};
+use futures_util::{FutureExt, StreamExt, TryFutureExt};
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
@@ -25,8 +25,11 @@ use crate::telemetry::metrics::PipelineMetrics;
 
 /// Batches of one lane that may wait for acknowledgements at once.
 const IN_FLIGHT_BATCHES_MAX: usize = 8;
-/// The same where rows that are run again wait there too, and must not hold up others.
+/// The same where rows that are run again wait there too, and must not hold up others; as long as it is
+/// [`UNORDERED_BYTES_MAX`] at most.
 const UNORDERED_BATCHES_MAX: usize = 64;
+/// Bytes of memory that batches and what came of them may hold beyond [`IN_FLIGHT_BATCHES_MAX`] of them.
+const UNORDERED_BYTES_MAX: usize = 64 << 20;
 /// A pipeline whose events fail says so in the log at most this often for each lane.
 const FAILURE_LOG_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -93,13 +96,23 @@ pub struct Lane<T, S> {
 /// A batch on its way to its end.
 struct Work {
     delivery: Delivery,
+    /// When the function was first called for it; later by what it waited for its transaction.
+    begun: Instant,
     settlement: Settlement,
     parts: Vec<Part>,
     waiting: Vec<(Routed, Acknowledgement)>,
 }
 
-/// A batch that was handed to the sinks, until it has ended; then what of it failed.
-type InFlight<'a> = BoxFuture<'a, Result<Vec<FailedRow>, LaneError>>;
+impl Work {
+    /// Bytes of memory that it holds.
+    fn memory(&self) -> usize {
+        let parts = self.parts.iter().map(|part| part.input.memory() + part.outcome.memory());
+        parts.sum::<usize>() + self.delivery.batch.memory()
+    }
+}
+
+/// A batch that was handed to the sinks, until it has ended; then what of it failed, and the memory that it held.
+type InFlight<'a> = BoxFuture<'a, Result<(Vec<FailedRow>, usize), LaneError>>;
 
 impl<T: Transform, S: Sink> Lane<T, S> {
     /// Runs until the intake is closed and everything taken from it has ended.
@@ -109,16 +122,16 @@ impl<T: Transform, S: Sink> Lane<T, S> {
     pub async fn run(self) -> Result<(), LaneError> {
         let calls = Mutex::new(());
         let mut in_flight: FuturesUnordered<InFlight<'_>> = FuturesUnordered::new();
-        let mut log = FailureLog::default();
-        let most = if self.order == Order::None { UNORDERED_BATCHES_MAX } else { IN_FLIGHT_BATCHES_MAX };
+        let (mut log, mut held) = (FailureLog::default(), 0);
         loop {
+            let may_take = self.may_take(in_flight.len(), held);
             let delivery = tokio::select! {
                 biased;
                 Some(ended) = in_flight.next(), if !in_flight.is_empty() => {
-                    log.note(ended?);
+                    held -= log.note(ended?);
                     continue;
                 }
-                delivery = self.intake.take(), if in_flight.len() < most => delivery,
+                delivery = self.intake.take(), if may_take => delivery,
             };
             let Some(delivery) = delivery else { break };
             let mut publish = pin!(self.publish(delivery, &calls));
@@ -126,18 +139,26 @@ impl<T: Transform, S: Sink> Lane<T, S> {
                 tokio::select! {
                     biased;
                     published = &mut publish => break published?,
-                    Some(ended) = in_flight.next(), if !in_flight.is_empty() => log.note(ended?),
+                    Some(ended) = in_flight.next(), if !in_flight.is_empty() => held -= log.note(ended?),
                 }
             };
+            let memory = work.memory();
+            held += memory;
             in_flight.push(match wait {
-                None => self.finish(work).boxed(),
-                Some(wait) => self.retry(work, wait, &calls).boxed(),
+                None => self.finish(work).map_ok(move |failed| (failed, memory)).boxed(),
+                Some(wait) => self.retry(work, wait, &calls).map_ok(move |failed| (failed, memory)).boxed(),
             });
         }
         while let Some(ended) = in_flight.next().await {
             log.note(ended?);
         }
         Ok(())
+    }
+
+    /// Whether another batch may be taken beside so many in flight, which hold so much memory.
+    fn may_take(&self, in_flight: usize, held: usize) -> bool {
+        let more = self.order == Order::None && in_flight < UNORDERED_BATCHES_MAX && held < UNORDERED_BYTES_MAX;
+        in_flight < IN_FLIGHT_BATCHES_MAX || more
     }
 
     /// Runs the function over a batch and hands what it published to the sinks. Where there is an order to keep, that is
@@ -148,7 +169,7 @@ impl<T: Transform, S: Sink> Lane<T, S> {
         self.metrics.received.add(delivery.batch.len() as u64);
         let rows = u32::try_from(delivery.batch.len()).expect("a batch has fewer than 2^32 rows");
         let settlement = Settlement::new(rows, self.retry);
-        let mut work = Work { delivery, settlement, parts: Vec::new(), waiting: Vec::new() };
+        let mut work = Work { delivery, begun: Instant::now(), settlement, parts: Vec::new(), waiting: Vec::new() };
         let mut wait = self.call(&mut work, calls).await?;
         if self.order == Order::None {
             return Ok((work, wait));
@@ -175,7 +196,7 @@ impl<T: Transform, S: Sink> Lane<T, S> {
     /// Calls the function until every row has ended, or is to be run again after the time that is returned.
     async fn call(&self, work: &mut Work, calls: &Mutex<()>) -> Result<Option<Duration>, LaneError> {
         loop {
-            let rows = match work.settlement.next(work.delivery.since.elapsed(), fastrand::f64()) {
+            let rows = match work.settlement.next(work.begun.elapsed(), fastrand::f64()) {
                 Step::Done => return Ok(None),
                 Step::Wait(wait) => return Ok(Some(wait)),
                 Step::Call(rows) => rows,
@@ -206,7 +227,9 @@ impl<T: Transform, S: Sink> Lane<T, S> {
 
     /// Hands events to the sinks, in order.
     async fn hand_over(&self, work: &mut Work, routed: Vec<Routed>) -> Result<(), LaneError> {
+        let since = Instant::now();
         work.delivery.token.admitted().await;
+        work.begun += since.elapsed();
         for routed in routed {
             let acknowledgement = self.outputs[routed.output].publish(routed.publication.clone()).await?;
             work.waiting.push((routed, acknowledgement));
@@ -216,7 +239,7 @@ impl<T: Transform, S: Sink> Lane<T, S> {
 
     /// Waits for the acknowledgements, deals with what failed, and confirms the batch. Returns what failed.
     async fn finish(&self, work: Work) -> Result<Vec<FailedRow>, LaneError> {
-        let Work { delivery: Delivery { batch, token, since }, settlement, parts, waiting } = work;
+        let Work { delivery: Delivery { batch, token, since }, begun: _, settlement, parts, waiting } = work;
         let mut failed = settlement.into_failed();
         // Where nothing was handed over: dead letters are published too.
         token.admitted().await;
@@ -301,8 +324,9 @@ struct FailureLog {
 }
 
 impl FailureLog {
-    fn note(&mut self, failed: Vec<FailedRow>) {
-        let Some(first) = failed.first() else { return };
+    /// Notes what failed of a batch; gives the memory that the batch held.
+    fn note(&mut self, (failed, memory): (Vec<FailedRow>, usize)) -> usize {
+        let Some(first) = failed.first() else { return memory };
         self.unsaid += failed.len();
         if self.last.is_none_or(|last| last.elapsed() >= FAILURE_LOG_INTERVAL) {
             let (kind, reason) = (first.by.as_str(), &first.reason);
@@ -310,6 +334,7 @@ impl FailureLog {
             self.last = Some(Instant::now());
             self.unsaid = 0;
         }
+        memory
     }
 }
 

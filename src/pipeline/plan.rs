@@ -47,8 +47,8 @@ pub(super) struct Built {
     pub(super) producers: BTreeMap<String, KafkaProducer>,
     /// What must be run for the producers.
     pub(super) drivers: Vec<Driver>,
-    /// Their intakes, as the source sees them.
-    pub(super) dealt: Lanes,
+    /// The lanes' intakes, as the source sees them.
+    pub(super) intakes: Lanes,
     pub(super) tracker: Arc<Tracker>,
     pub(super) bell: Arc<Bell>,
 }
@@ -134,9 +134,9 @@ impl Plan {
         };
         let Publishing { source, producers, drivers, sinks } = publishing;
         let (tracker, bell) = (Arc::new(tracker), Arc::new(Bell::default()));
-        let dealt = Lanes::new(self.spec.lanes, self.spec.order, self.spec.batch, &tracker, &bell);
-        let lanes = dealt.intakes().iter().map(|intake| self.lane(intake.clone(), &tracker, &sinks)).collect();
-        Ok(Built { source, lanes, producers, drivers, dealt, tracker, bell })
+        let intakes = Lanes::new(self.spec.lanes, self.spec.order, self.spec.batch, &tracker, &bell);
+        let lanes = intakes.intakes().iter().map(|intake| self.lane(intake.clone(), &tracker, &sinks)).collect();
+        Ok(Built { source, lanes, producers, drivers, intakes, tracker, bell })
     }
 
     fn lane(

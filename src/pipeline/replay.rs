@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Mutex, PoisonError};
 
 use crate::dead_letter::{Filter, Letter};
 use crate::delivery::Tracker;
@@ -22,19 +23,34 @@ pub struct Replay {
     pub counts: ReplayCounts,
 }
 
-/// What became of the letters that were read.
+/// What becomes of a letter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LetterFate {
+    /// It is taken; its event goes back by this output.
+    Taken(u8),
+    /// It was not asked for.
+    Other,
+    /// It is no dead letter of Fluxmill.
+    Foreign,
+    /// Its event was replayed too often already.
+    WornOut,
+    /// Its event came from a topic that is none of the pipeline's.
+    Homeless,
+}
+
+/// How many letters were not taken, each counted once.
 #[derive(Debug, Default)]
 pub struct ReplayCounts {
-    /// Taken.
-    pub taken: AtomicU64,
-    /// Not asked for.
+    /// See [`LetterFate::Other`].
     pub others: AtomicU64,
-    /// No dead letters of Fluxmill.
+    /// See [`LetterFate::Foreign`].
     pub foreign: AtomicU64,
-    /// Replayed too often already.
+    /// See [`LetterFate::WornOut`].
     pub worn_out: AtomicU64,
-    /// From a topic that is none of the pipeline's.
+    /// See [`LetterFate::Homeless`].
     pub homeless: AtomicU64,
+    /// The last offset of each partition that was looked at: a batch that is halved is looked at again.
+    last: Mutex<BTreeMap<i32, i64>>,
 }
 
 impl Replay {
@@ -79,31 +95,51 @@ impl Replay {
         Ok(outcome)
     }
 
-    /// The letter in this row and the output that its event goes back to, if it is taken. A batch that is halved, and a
-    /// letter that is run again, are counted each time: the counts are of what was looked at.
-    fn take(&self, batch: &EventBatch, row: usize, tracker: &Tracker) -> Option<(Letter, u8)> {
-        let (event, origin) = (batch.row(row), batch.origin(row));
-        let passed = |count: &AtomicU64| {
-            count.fetch_add(1, Relaxed);
-            None
-        };
-        let Some(letter) = Letter::of(event.headers) else { return passed(&self.counts.foreign) };
-        let partition = tracker.partition(origin.slot).map_or(-1, |source| source.partition);
-        if !self.filter.selects(&letter, event.key, event.timestamp, (partition, origin.offset)) {
-            return passed(&self.counts.others);
+    /// What becomes of a letter, of an event with this key and time; `at` is the letter's own partition and offset.
+    pub fn fate(&self, letter: Option<&Letter>, key: Option<&[u8]>, timestamp: i64, at: (i32, i64)) -> LetterFate {
+        let Some(letter) = letter else { return LetterFate::Foreign };
+        if !self.filter.selects(letter, key, timestamp, at) {
+            return LetterFate::Other;
         }
         if letter.replays >= self.most {
-            return passed(&self.counts.worn_out);
+            return LetterFate::WornOut;
         }
-        let home = match &self.back {
-            None => 0,
-            Some(back) => match back.get(&letter.topic) {
-                Some(&home) => home,
-                None => return passed(&self.counts.homeless),
-            },
+        match &self.back {
+            None => LetterFate::Taken(0),
+            Some(back) => back.get(&letter.topic).map_or(LetterFate::Homeless, |&home| LetterFate::Taken(home)),
+        }
+    }
+
+    /// The letter in this row and the output that its event goes back to, if it is taken.
+    fn take(&self, batch: &EventBatch, row: usize, tracker: &Tracker) -> Option<(Letter, u8)> {
+        let (event, origin) = (batch.row(row), batch.origin(row));
+        let letter = Letter::of(event.headers);
+        // Of a partition that was given away nothing is confirmed: its letters are the next owner's.
+        let at = (tracker.partition(origin.slot)?.partition, origin.offset);
+        let fate = self.fate(letter.as_ref(), event.key, event.timestamp, at);
+        self.counts.note(fate, at);
+        match fate {
+            LetterFate::Taken(home) => letter.map(|letter| (letter, home)),
+            _ => None,
+        }
+    }
+}
+
+impl ReplayCounts {
+    fn note(&self, fate: LetterFate, (partition, offset): (i32, i64)) {
+        let count = match fate {
+            LetterFate::Taken(_) => return,
+            LetterFate::Other => &self.others,
+            LetterFate::Foreign => &self.foreign,
+            LetterFate::WornOut => &self.worn_out,
+            LetterFate::Homeless => &self.homeless,
         };
-        self.counts.taken.fetch_add(1, Relaxed);
-        Some((letter, home))
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let last = last.entry(partition).or_insert(-1);
+        if offset > *last {
+            *last = offset;
+            count.fetch_add(1, Relaxed);
+        }
     }
 }
 

@@ -90,7 +90,7 @@ impl Settlement {
         }
     }
 
-    /// What to do next, when the batch was taken `age` ago. `dice`, from 0 to 1, says how much of its upper half a wait
+    /// What to do next, when the batch was first called `age` ago. `dice`, from 0 to 1, says how much of its upper half a wait
     /// keeps: those who failed together must not come back together. After [`Step::Call`], tell what came of it by
     /// [`Self::succeeded`] or [`Self::failed`].
     pub fn next(&mut self, age: Duration, dice: f64) -> Step {

@@ -31,6 +31,8 @@ const ASK_TIMEOUT: Duration = Duration::from_secs(2);
 /// The goal of a run.
 pub(super) struct Goal {
     connection: KafkaConnection,
+    /// Asks for the ends; made when it is needed.
+    asker: Option<Consumer>,
     /// Cancelled when the ends are to be noted.
     take_ends: CancellationToken,
     /// The ends that are not reached yet; none before they were noted.
@@ -41,7 +43,7 @@ pub(super) struct Goal {
 impl Goal {
     /// A goal that is set once `take_ends` is cancelled.
     pub(super) fn new(connection: &KafkaConnection, take_ends: CancellationToken) -> Self {
-        Self { connection: connection.clone(), take_ends, ends: None, ask_at: Instant::now() }
+        Self { connection: connection.clone(), asker: None, take_ends, ends: None, ask_at: Instant::now() }
     }
 
     /// Whether every end was reached, by this member or another.
@@ -51,7 +53,7 @@ impl Goal {
     pub(super) fn is_reached(
         &mut self,
         group: &mut Group,
-        rows: &impl Plane,
+        rows: &mut impl Plane,
         tracker: &Tracker,
     ) -> Result<bool, BrokerError> {
         if !self.take_ends.is_cancelled() {
@@ -60,7 +62,11 @@ impl Goal {
         let ask = Instant::now() >= self.ask_at;
         let Some(ends) = &mut self.ends else {
             if ask {
-                self.ends = waited_out(ends(&self.connection, group.topics()))?;
+                if let Some(mut ends) = waited_out(self.ask(group.topics()))? {
+                    rows.stop_at(&ends.iter().map(|(partition, (_, end))| (partition.clone(), *end)).collect());
+                    ends.retain(|_, (low, end)| low < end);
+                    self.ends = Some(ends.into_iter().map(|(partition, (_, end))| (partition, end)).collect());
+                }
                 let pause = if self.ends.is_some() { Duration::ZERO } else { ASK_INTERVAL };
                 self.ask_at = Instant::now() + pause;
             }
@@ -90,14 +96,24 @@ impl Goal {
         }
         Ok(self.ends.as_ref().is_some_and(BTreeMap::is_empty))
     }
+
+    /// The first offsets and the ends of all partitions of these topics. What lies in a transaction that is still open
+    /// counts: an upstream pipeline that has ended has committed its last one, but its markers may be on their way.
+    fn ask(&mut self, topics: &[String]) -> Result<BTreeMap<TopicPartition, (i64, i64)>, BrokerError> {
+        let asker = match self.asker.take() {
+            Some(asker) => asker,
+            None => {
+                let mut config = observer(&self.connection, CLIENT_ID);
+                config.set("isolation.level", "read_uncommitted");
+                Notes::consumer(&config, CLIENT_ID).map_err(|error| error::failed("ask for ends", &error))?
+            }
+        };
+        // Kept for the next time: its connection may take longer than one question.
+        ends(self.asker.insert(asker), topics)
+    }
 }
 
-/// The ends of all partitions of these topics that have events. What lies in a transaction that is still open counts:
-/// an upstream pipeline that has ended has committed its last one, but its markers may be on their way.
-fn ends(connection: &KafkaConnection, topics: &[String]) -> Result<BTreeMap<TopicPartition, i64>, BrokerError> {
-    let mut config = observer(connection, CLIENT_ID);
-    config.set("isolation.level", "read_uncommitted");
-    let consumer = &Notes::consumer(&config, CLIENT_ID).map_err(|error| error::failed("ask for ends", &error))?;
+fn ends(consumer: &Consumer, topics: &[String]) -> Result<BTreeMap<TopicPartition, (i64, i64)>, BrokerError> {
     let mut ends = BTreeMap::new();
     for name in topics {
         let state = topic_state(consumer, name, QUESTION_TIMEOUT)
@@ -107,9 +123,7 @@ fn ends(connection: &KafkaConnection, topics: &[String]) -> Result<BTreeMap<Topi
             let (low, end) = consumer.fetch_watermarks(name, partition, QUESTION_TIMEOUT).map_err(|error| {
                 error::failed(format!("ask for the end of partition {partition} of topic {name}"), &error)
             })?;
-            if low < end {
-                ends.insert(TopicPartition { topic: topic.clone(), partition }, end);
-            }
+            ends.insert(TopicPartition { topic: topic.clone(), partition }, (low, end));
         }
     }
     Ok(ends)

@@ -83,7 +83,7 @@ impl Commits {
     }
 
     /// Whether a commit may be sent now, and there is something to commit.
-    fn may_send(&self, now: Instant) -> bool {
+    pub(super) fn may_send(&self, now: Instant) -> bool {
         self.sent.is_none() && !self.wanted.is_empty() && self.pause_until.is_none_or(|until| now >= until)
     }
 

@@ -4,13 +4,13 @@
 //! Everything happens on the thread that calls [`Group::serve`], which must be often: it is what keeps the member in
 //! its group. While revoked partitions drain, the others go on.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rdkafka::TopicPartitionList;
 use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext, RebalanceProtocol};
-use rdkafka::error::KafkaError;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::BorrowedMessage;
 
 use super::client::{Attached, Consumer, Note, Notes, Reach};
@@ -20,7 +20,7 @@ use super::ffi;
 use super::health::Health;
 use super::member::Member;
 use super::start;
-use crate::broker::{BrokerError, SourceContext};
+use crate::broker::{BrokerError, BrokerErrorKind, SourceContext};
 use crate::delivery::{Slot, TopicPartition, Tracker};
 use crate::intake::Bell;
 use crate::spec::{KafkaConnection, KafkaSourceSpec, StartOffset};
@@ -101,9 +101,12 @@ pub(super) trait Plane {
     /// A row came from librdkafka where none should.
     fn stray(&mut self, message: &BorrowedMessage<'_>);
 
-    /// An offset of this assignment's partition before which every row was handed to its lane, and none is left; none
-    /// while rows wait.
+    /// An offset of this assignment's partition before which every row was handed to its lane, and none is left that may
+    /// be; none while rows wait.
     fn end(&self, slot: Slot) -> Option<i64>;
+
+    /// Hand no row over at these offsets or beyond them, of partitions that are held or will be.
+    fn stop_at(&mut self, ends: &BTreeMap<TopicPartition, i64>);
 }
 
 /// Partitions on their way to another member.
@@ -131,6 +134,8 @@ pub(super) struct Group {
     retry_at: Option<Instant>,
     revoking: Option<Revoking>,
     commits: Commits,
+    /// This member's id when it was last given partitions.
+    member: Option<String>,
     /// By which offsets are committed; none when they are committed by themselves.
     transactions: Option<Transactions>,
     commit_at: Instant,
@@ -177,6 +182,7 @@ impl Group {
             retry_at: None,
             revoking: None,
             commits: Commits::default(),
+            member: None,
             transactions,
             commit_at: Instant::now() + COMMIT_INTERVAL,
             commit_action: format!("commit offsets of group {} on {address}", spec.group),
@@ -352,10 +358,14 @@ impl Group {
     fn act(&mut self, note: Note) -> Result<(), BrokerError> {
         match note {
             Note::Assign(_) | Note::Revoke { .. } => self.rebalances.push_back(note),
-            Note::Error(code, reason) => self.health.failed(&self.consumer, code, &reason)?,
+            Note::Error(code, reason) => {
+                let result = self.health.failed(&self.consumer, code, &reason);
+                result.map_err(|error| self.cause(error))?;
+            }
             Note::Committed(offsets, whole) => {
                 let now = Instant::now();
-                match self.commits.ended(&offsets, whole, now, &self.commit_action)? {
+                let ended = self.commits.ended(&offsets, whole, now, &self.commit_action);
+                match ended.map_err(|error| self.cause(error))? {
                     Committed::Whole => self.health.works(),
                     Committed::Again => {}
                     Committed::Stale => {
@@ -378,6 +388,9 @@ impl Group {
         let Some(transactions) = &mut self.transactions else {
             self.commit_at = now + COMMIT_INTERVAL;
             self.commits.note(&self.tracker);
+            if !self.commits.may_send(now) || !self.is_same_member() {
+                return Ok(());
+            }
             return self.commits.send(&self.consumer, now, &self.commit_action);
         };
         if self.tracker.abandoned() > 0 {
@@ -391,6 +404,23 @@ impl Group {
             self.commit_at = now + TRANSACTION_INTERVAL;
         }
         Ok(())
+    }
+
+    /// Whether this is the member that was given the partitions. One that was thrown out is on its way back under
+    /// another id or none, and a static one that commits meanwhile is fenced by its own next self (KIP-345).
+    fn is_same_member(&self) -> bool {
+        self.member.as_ref().is_none_or(|id| GroupMetadata::of(&self.consumer).is_some_and(|now| now.member == *id))
+    }
+
+    /// An error of this member, unless it is its own next self that has fenced it: then it only has to begin anew.
+    fn cause(&self, error: BrokerError) -> BrokerError {
+        let fenced =
+            self.consumer.client().fatal_error().is_some_and(|(code, _)| code == RDKafkaErrorCode::FencedInstanceId);
+        if !fenced || self.is_same_member() {
+            return error;
+        }
+        let reason = "this member was thrown out of its group, and is on its way back".to_owned();
+        BrokerError { kind: BrokerErrorKind::Aborted, action: self.commit_action.clone(), reason }
     }
 
     /// Answers rebalances, one after the other, as far as they can be answered now.
@@ -451,10 +481,12 @@ impl Group {
         }
         self.answer(true, &partitions)?;
         plane.begun(&self.consumer, &partitions)?;
-        if let Some(transactions) = &mut self.transactions
-            && partitions.count() > 0
-        {
-            transactions.joined(GroupMetadata::of(&self.consumer))?;
+        if partitions.count() > 0 {
+            let group = GroupMetadata::of(&self.consumer);
+            self.member = group.as_ref().map(|group| group.member.clone());
+            if let Some(transactions) = &mut self.transactions {
+                transactions.joined(group)?;
+            }
         }
         tracing::debug!(target: "fluxmill::kafka", "assigned {partitions:?}");
         Ok(None)

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use rdkafka::consumer::Consumer as _;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::BorrowedMessage;
 use rdkafka::{Message as _, Offset, TopicPartitionList};
 
 use super::client::{Consumer, Note, Notes, Reach};
@@ -100,7 +101,7 @@ impl Reader {
             let ends = consumer.fetch_watermarks(topic, element.partition(), QUESTION_TIMEOUT);
             let (low, end) = ends.map_err(failed)?;
             let from = if let Offset::Offset(offset) = element.offset() { offset.max(low) } else { low };
-            let end = if let Begin::At(_, offset) = begin { end.min(offset + 1) } else { end };
+            let end = if let Begin::At(_, offset) = begin { end.min(offset.saturating_add(1)) } else { end };
             if from < end {
                 left.insert(element.partition(), end);
             }
@@ -121,22 +122,14 @@ impl Reader {
                 Some(Ok(message)) => {
                     let (partition, offset) = (message.partition(), message.offset());
                     // What came later than the end that was noted is not asked for.
-                    let Some(&end) = self.left.get(&partition) else { continue };
+                    let end = self.left.get(&partition).copied().unwrap_or(0);
                     if offset + 1 >= end {
                         self.left.remove(&partition);
+                        self.ended(message.topic(), partition)?;
                     }
-                    if offset >= end {
-                        continue;
+                    if offset < end {
+                        return Ok(Some(Record::of(&message)));
                     }
-                    let headers = ffi::headers(&message);
-                    return Ok(Some(Record {
-                        partition,
-                        offset,
-                        timestamp: message.timestamp().to_millis().unwrap_or(-1),
-                        key: message.key().map(<[u8]>::to_vec),
-                        value: message.payload().map(<[u8]>::to_vec),
-                        headers: headers.map(|(name, value)| (name.to_vec(), value.map(<[u8]>::to_vec))).collect(),
-                    }));
                 }
                 Some(Err(KafkaError::PartitionEOF(partition))) => drop(self.left.remove(&partition)),
                 Some(Err(_)) | None => {}
@@ -157,6 +150,27 @@ impl Reader {
             }
         }
         Ok(None)
+    }
+
+    /// Nothing more is wanted of a partition.
+    fn ended(&self, topic: &str, partition: i32) -> Result<(), BrokerError> {
+        let mut list = TopicPartitionList::new();
+        list.add_partition(topic, partition);
+        self.consumer.pause(&list).map_err(|failed| error::failed(self.action.clone(), &failed))
+    }
+}
+
+impl Record {
+    fn of(message: &BorrowedMessage<'_>) -> Self {
+        let headers = ffi::headers(message);
+        Self {
+            partition: message.partition(),
+            offset: message.offset(),
+            timestamp: message.timestamp().to_millis().unwrap_or(-1),
+            key: message.key().map(<[u8]>::to_vec),
+            value: message.payload().map(<[u8]>::to_vec),
+            headers: headers.map(|(name, value)| (name.to_vec(), value.map(<[u8]>::to_vec))).collect(),
+        }
     }
 }
 

@@ -5,9 +5,9 @@ use std::process::ExitCode;
 
 use serde_json::json;
 
-use super::{File, Found, Selection, brief, failed, load, read, sources, time};
+use super::{File, Found, Selection, brief, each, failed, letter_topics, time};
 use crate::broker::kafka::reader::Begin;
-use crate::cli::EXIT_OK;
+use crate::cli::{EXIT_OK, load_or_report};
 
 /// List dead letters, each in a line.
 ///
@@ -28,23 +28,23 @@ pub(super) struct Args {
 
 impl Args {
     pub(super) fn execute(self) -> anyhow::Result<ExitCode> {
-        let loaded = match load(&self.file.file) {
+        let loaded = match load_or_report(&self.file.file) {
             Ok(loaded) => loaded,
             Err(code) => return Ok(code),
         };
-        let sources = match sources(&loaded, self.selection.pipeline.as_deref()) {
-            Ok(sources) => sources,
+        let topics = match letter_topics(&loaded, self.selection.pipeline.as_deref()) {
+            Ok(topics) => topics,
             Err(code) => return Ok(code),
         };
         let (filter, most) = (self.selection.filter(), self.limit.unwrap_or(usize::MAX));
         let begin = filter.at.map_or(Begin::Oldest, |(partition, offset)| Begin::At(partition, offset));
         let (mut listed, mut looked) = (0, 0);
-        for source in &sources {
+        for topic in &topics {
             if listed >= most {
                 break;
             }
-            let read = read(source, source.group(), begin, &filter, |found| {
-                let line = if self.json { object(source.topic, &found) } else { line(source.topic, &found) };
+            let read = each(topic, topic.group(), begin, &filter, |found| {
+                let line = if self.json { object(topic.topic, &found) } else { line(topic.topic, &found) };
                 writeln!(std::io::stdout(), "{line}")?;
                 listed += 1;
                 Ok(listed < most)
@@ -80,6 +80,8 @@ pub(super) fn line(topic: &str, Found { letter, record }: &Found) -> String {
 }
 
 fn object(topic: &str, Found { letter, record }: &Found) -> String {
+    let text = |bytes: Option<&[u8]>| bytes.map(|bytes| String::from_utf8_lossy(bytes).into_owned());
+    let own = |(name, value): &(Vec<u8>, Option<Vec<u8>>)| json!([text(Some(name)), text(value.as_deref())]);
     json!({
         "topic": topic,
         "partition": record.partition,
@@ -92,7 +94,8 @@ fn object(topic: &str, Found { letter, record }: &Found) -> String {
         "attempts": letter.attempts,
         "replays": letter.replays,
         "reason": letter.reason,
-        "key": record.key.as_deref().map(String::from_utf8_lossy),
+        "key": text(record.key.as_deref()),
+        "headers": record.headers[..letter.own].iter().map(own).collect::<Vec<_>>(),
     })
     .to_string()
 }

@@ -5,6 +5,7 @@
 //! interrupted and begun again.
 
 use std::collections::BTreeMap;
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -15,14 +16,14 @@ use anyhow::Context;
 use sha2::{Digest as _, Sha256};
 use tokio_util::sync::CancellationToken;
 
-use super::{File, Selection, Source, failed, load, read, sources, usage};
+use super::{File, LetterTopic, Selection, each, failed, letter_topics, usage};
 use crate::broker::kafka::reader::Begin;
 use crate::cli::dead_letter::list::line;
-use crate::cli::{EXIT_FAILED, EXIT_OK, EXIT_USAGE};
+use crate::cli::{EXIT_FAILED, EXIT_OK, EXIT_USAGE, load_or_report};
 use crate::config::Loaded;
 use crate::dead_letter::Filter;
 use crate::function::EngineOptions;
-use crate::pipeline::{self, Chain, Replay, ReplayCounts, RunOptions};
+use crate::pipeline::{self, Chain, LetterFate, Replay, ReplayCounts, RunOptions};
 use crate::shutdown;
 use crate::spec::{
     ChainSpec, ConnectionSpec, Guarantee, KafkaClient, KafkaSourceSpec, LastResort, Order, OutputSpec, PipelineSpec,
@@ -41,8 +42,8 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
 /// often that happened. With `--through` they are run through the pipeline's function instead, and what it returns goes
 /// to the pipeline's outputs; events that fail again become dead letters again.
 ///
-/// The same command takes each letter once, however often it is interrupted and begun again (`--again` takes all once
-/// more). Letters that come while it runs are left to the next one.
+/// The same command takes each letter once, however often it is interrupted and begun again. Letters that come while it
+/// runs are left to the next one.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     #[command(flatten)]
@@ -50,7 +51,7 @@ pub(super) struct Args {
     #[command(flatten)]
     selection: Selection,
     /// Through the pipeline's function, or through this component in its place
-    #[arg(long, value_name = "WASM", num_args = 0..=1)]
+    #[arg(long, value_name = "WASM", num_args = 0..=1, require_equals = true)]
     through: Option<Option<PathBuf>>,
     /// Publish everything to this topic, which must exist; events that fail are counted and left: to try a function out
     #[arg(long, value_name = "TOPIC")]
@@ -58,9 +59,10 @@ pub(super) struct Args {
     /// Leave events that were replayed so often already
     #[arg(long, value_name = "NUMBER", default_value = "10", value_parser = clap::value_parser!(u32).range(1..))]
     max_replays: u32,
-    /// Letters that this command took before, too
-    #[arg(long)]
-    again: bool,
+    /// All letters once more, those that this command took before too. Any word will do: with the same word it is the
+    /// same command, and can be interrupted and begun again
+    #[arg(long, value_name = "WORD")]
+    again: Option<String>,
     /// Only list what would be replayed
     #[arg(long)]
     dry_run: bool,
@@ -68,22 +70,23 @@ pub(super) struct Args {
 
 impl Args {
     pub(super) fn execute(self) -> anyhow::Result<ExitCode> {
-        let loaded = match load(&self.file.file) {
+        let loaded = match load_or_report(&self.file.file) {
             Ok(loaded) => loaded,
             Err(code) => return Ok(code),
         };
-        let source = match source(&loaded, self.selection.pipeline.as_deref()) {
-            Ok(source) => source,
+        let topic = match letter_topic(&loaded, self.selection.pipeline.as_deref()) {
+            Ok(topic) => topic,
             Err(code) => return Ok(code),
         };
-        let filter = Filter { pipeline: Some(source.pipeline.name.clone()), ..self.selection.filter() };
-        let group = self.group(&source, &filter);
-        let (spec, back) = match self.pipeline(&source, group.clone()) {
+        let filter = Filter { pipeline: Some(topic.pipeline.name.clone()), ..self.selection.filter() };
+        let group = self.group(&topic, &filter);
+        let (spec, back) = match self.pipeline(&topic, group.clone()) {
             Ok(made) => made,
             Err(message) => return Ok(usage(&message)),
         };
+        let replay = Arc::new(Replay { filter, most: self.max_replays, back, counts: ReplayCounts::default() });
         if self.dry_run {
-            return self.list(&source, &group, &filter, back.as_ref());
+            return dry_run(&topic, &group, &replay);
         }
         if let Err(error) = logs::init("warn") {
             eprintln!("error: {error:#}");
@@ -92,11 +95,11 @@ impl Args {
         let spec = with_guarantee(spec, &loaded.spec);
         if spec.guarantee == Guarantee::AtLeastOnce {
             eprintln!(
-                "note: without transactions between these connections; what is interrupted may replay some twice"
+                "note: no transactions: they need `client: columnar`, and letters and outputs on one connection. An \
+                 interruption may replay some events twice"
             );
         }
         let chain = ChainSpec { topics: Vec::new(), pipelines: vec![spec], allow_loop: true, ..loaded.spec.clone() };
-        let replay = Arc::new(Replay { filter, most: self.max_replays, back, counts: ReplayCounts::default() });
         let options = RunOptions {
             until_caught_up: true,
             drain_timeout: DRAIN_TIMEOUT,
@@ -108,45 +111,41 @@ impl Args {
         let run = shutdown::with_signals(&stop, run(&chain, &options, stop.clone()));
         let code = runtime.block_on(run).context("listen to signals")?;
         runtime.shutdown_background();
-        Ok(code.unwrap_or_else(|| ExitCode::from(EXIT_FAILED)))
+        code.unwrap_or_else(|| Ok(ExitCode::from(EXIT_FAILED)))
     }
 
     /// A group for each way of replaying: what one has taken says nothing about another.
-    fn group(&self, source: &Source<'_>, filter: &Filter) -> String {
+    fn group(&self, topic: &LetterTopic<'_>, filter: &Filter) -> String {
         let mut said = Sha256::new();
         let mut say = |text: &str| {
             said.update(text.len().to_le_bytes());
             said.update(text);
         };
-        let texts = [&filter.pipeline, &filter.kind, &filter.reason, &filter.key, &self.to];
+        let texts = [&filter.pipeline, &filter.kind, &filter.reason, &filter.key, &self.to, &self.again];
         texts.into_iter().for_each(|text| say(text.as_deref().unwrap_or("\0")));
         say(&format!(
             "{:?} {:?}",
             filter.since.map(|at| at.as_millisecond()),
             filter.until.map(|at| at.as_millisecond())
         ));
-        say(&format!("{:?} {} {}", filter.at, self.through.is_some(), source.topic));
-        if self.again {
-            say(&fastrand::u64(..).to_string());
-        }
+        say(&format!("{:?} {} {} {}", filter.at, self.through.is_some(), self.max_replays, topic.topic));
+        let SourceSpec::Kafka(home) = &topic.pipeline.source;
+        home.topics.iter().for_each(|topic| say(topic));
         let digest: String = said.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect();
-        format!("{}.replay.{digest}", source.group())
+        format!("{}.replay.{digest}", topic.group())
     }
 
     /// The pipeline of the replay, and the output for each topic that events go back to.
     fn pipeline(
         &self,
-        source: &Source<'_>,
+        topic: &LetterTopic<'_>,
         group: String,
     ) -> Result<(PipelineSpec, Option<BTreeMap<String, u8>>), String> {
-        let LastResort::DeadLetter(TargetSpec::Kafka { connection, topic }) = &source.pipeline.on_error.then else {
-            return Err(format!("pipeline {} has no dead letters", source.pipeline.name));
-        };
-        let mut spec = source.pipeline.clone();
-        let SourceSpec::Kafka(home) = &source.pipeline.source;
+        let mut spec = topic.pipeline.clone();
+        let SourceSpec::Kafka(home) = &topic.pipeline.source;
         spec.source = SourceSpec::Kafka(KafkaSourceSpec {
-            connection: connection.clone(),
-            topics: vec![topic.clone()],
+            connection: topic.connection_name.to_owned(),
+            topics: vec![topic.topic.to_owned()],
             group,
             instance: Some(INSTANCE.to_owned()),
             start: StartOffset::Earliest,
@@ -183,36 +182,31 @@ impl Args {
         }
         Ok((spec, back))
     }
+}
 
-    fn list(
-        &self,
-        source: &Source<'_>,
-        group: &str,
-        filter: &Filter,
-        back: Option<&BTreeMap<String, u8>>,
-    ) -> anyhow::Result<ExitCode> {
-        let mut count = 0_u64;
-        let read = read(source, group, Begin::Unconfirmed, filter, |found| {
-            let is_taken = found.letter.replays < self.max_replays
-                && back.is_none_or(|back| back.contains_key(&found.letter.topic));
-            if is_taken {
-                println!("{}", line(source.topic, &found));
-                count += 1;
-            }
-            Ok(true)
-        })?;
-        match read {
-            Ok(_) => {
-                eprintln!("{} would be replayed", events(count));
-                Ok(ExitCode::from(EXIT_OK))
-            }
-            Err(error) => Ok(failed(&error)),
+/// Lists what a replay would take.
+fn dry_run(topic: &LetterTopic<'_>, group: &str, replay: &Replay) -> anyhow::Result<ExitCode> {
+    let mut count = 0_u64;
+    let looked = each(topic, group, Begin::Unconfirmed, &replay.filter, |found| {
+        let (record, letter) = (&found.record, Some(&found.letter));
+        let at = (record.partition, record.offset);
+        if matches!(replay.fate(letter, record.key.as_deref(), record.timestamp, at), LetterFate::Taken(_)) {
+            writeln!(std::io::stdout(), "{}", line(topic.topic, &found))?;
+            count += 1;
         }
-    }
+        Ok(true)
+    })?;
+    Ok(match looked {
+        Ok(_) => {
+            eprintln!("{} would be replayed", events(count));
+            ExitCode::from(EXIT_OK)
+        }
+        Err(error) => failed(&error),
+    })
 }
 
 /// The one pipeline whose letters are replayed.
-fn source<'a>(loaded: &'a Loaded, pipeline: Option<&str>) -> Result<Source<'a>, ExitCode> {
+fn letter_topic<'a>(loaded: &'a Loaded, pipeline: Option<&str>) -> Result<LetterTopic<'a>, ExitCode> {
     let has_letters = |spec: &&PipelineSpec| matches!(spec.on_error.then, LastResort::DeadLetter(_));
     let named: Vec<_> = loaded.spec.pipelines.iter().filter(has_letters).map(|spec| spec.name.as_str()).collect();
     let name = match (pipeline, named.as_slice()) {
@@ -223,8 +217,7 @@ fn source<'a>(loaded: &'a Loaded, pipeline: Option<&str>) -> Result<Source<'a>, 
             return Err(usage(&format!("whose letters? Add --pipeline with one of {}", several.join(", "))));
         }
     };
-    let mut sources = sources(loaded, name)?;
-    Ok(sources.remove(0))
+    Ok(letter_topics(loaded, name)?.remove(0))
 }
 
 /// In transactions, where all of it is on one connection that has them.
@@ -243,33 +236,32 @@ fn with_guarantee(mut spec: PipelineSpec, chain: &ChainSpec) -> PipelineSpec {
     spec
 }
 
-async fn run(chain: &ChainSpec, options: &RunOptions, stop: CancellationToken) -> ExitCode {
-    let mut running = match pipeline::start(std::slice::from_ref(chain), options, stop).await {
+async fn run(chain: &ChainSpec, options: &RunOptions, stop: CancellationToken) -> anyhow::Result<ExitCode> {
+    let mut running = match pipeline::start(std::slice::from_ref(chain), options, stop.clone()).await {
         Ok(running) => running,
         Err(error) => {
             eprintln!("error: {error}");
-            return ExitCode::from(EXIT_FAILED);
+            return Ok(ExitCode::from(EXIT_FAILED));
         }
     };
     let result = running.wait().await;
-    if let (Some(replay), [spec]) = (&options.replay, chain.pipelines.as_slice()) {
-        print!("{}", summary(&running, spec, &replay.counts));
-    }
+    let (Some(replay), [spec]) = (&options.replay, chain.pipelines.as_slice()) else { return Ok(ExitCode::SUCCESS) };
+    let is_whole = result.is_ok() && !stop.is_cancelled();
+    std::io::stdout().write_all(summary(&running, spec, &replay.counts, is_whole).as_bytes())?;
     match result {
-        Ok(()) => ExitCode::from(EXIT_OK),
-        Err(error) => {
-            eprintln!("error: {error}");
-            ExitCode::from(EXIT_FAILED)
-        }
+        Ok(()) if is_whole => return Ok(ExitCode::from(EXIT_OK)),
+        Ok(()) => eprintln!("interrupted: run the same command again for the rest"),
+        Err(error) => eprintln!("error: {error}; what is left is there for the same command"),
     }
+    Ok(ExitCode::from(EXIT_FAILED))
 }
 
 fn events(count: u64) -> String {
     if count == 1 { "1 event".to_owned() } else { format!("{count} events") }
 }
 
-/// What became of the letters, in words.
-fn summary(running: &Chain, spec: &PipelineSpec, counts: &ReplayCounts) -> String {
+/// What became of the letters, in words; `is_whole` when nothing is left.
+fn summary(running: &Chain, spec: &PipelineSpec, counts: &ReplayCounts, is_whole: bool) -> String {
     let mut out = String::new();
     let Some((_, metrics)) = running.pipelines().first() else { return out };
     for (output, published) in spec.outputs.iter().zip(&metrics.published) {
@@ -288,8 +280,8 @@ fn summary(running: &Chain, spec: &PipelineSpec, counts: &ReplayCounts) -> Strin
             out += &format!("{} {what}\n", events(count));
         }
     }
-    if metrics.received.get() == 0 {
-        out += "no letters that this command has not taken before; --again takes all once more\n";
+    if is_whole && metrics.received.get() == 0 {
+        out += "no letters that this command has not taken before; --again WORD takes all once more\n";
     }
     out
 }

@@ -71,8 +71,10 @@ async fn letters_that_are_asked_for_go_back_to_their_topics() {
     let pass = |events: EventBatch| async move { Ok(Outcome::pass_through(events.len())) };
     let outcome = replay.call(&batch, &tracker, pass).await.unwrap();
     assert_eq!(published(&batch, outcome), [("mended 1".into(), 0, own(1)), ("mended 2".into(), 1, own(3))]);
-    let ReplayCounts { taken, others, foreign, worn_out, homeless } = &replay.counts;
-    assert_eq!([taken, others, foreign, worn_out, homeless].map(|count| count.load(Relaxed)), [2, 1, 0, 1, 1]);
+    // Looked at once more, since something in the batch was to be run again, they are no more than they were.
+    replay.call(&batch, &tracker, |events| async move { Ok(Outcome::pass_through(events.len())) }).await.unwrap();
+    let ReplayCounts { others, foreign, worn_out, homeless, .. } = &replay.counts;
+    assert_eq!([others, foreign, worn_out, homeless].map(|count| count.load(Relaxed)), [1, 0, 1, 1]);
 }
 
 #[tokio::test]

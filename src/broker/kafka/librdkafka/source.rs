@@ -5,7 +5,7 @@
 //! fill up to a bound, and librdkafka stops fetching them. The row that a full lane refused is kept, and is the first
 //! when there is room again.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -20,7 +20,7 @@ use crate::broker::kafka::client::{Consumer, Notes};
 use crate::broker::kafka::group::{Assignment, Group, Plane};
 use crate::broker::kafka::{self, error, ffi};
 use crate::broker::{BrokerError, BrokerErrorKind, CloseLanes, Source, SourceContext, SourceEnd};
-use crate::delivery::Slot;
+use crate::delivery::{Slot, TopicPartition};
 use crate::event::Origin;
 use crate::intake::{Bell, Full, Lanes, Run};
 use crate::spec::{KafkaConnection, KafkaSourceSpec, Order};
@@ -65,7 +65,7 @@ impl Source for LibrdkafkaSource {
             }
             let moved = rows.take()?;
             if let Some(goal) = &mut goal
-                && goal.is_reached(&mut group, &rows, &context.tracker)?
+                && goal.is_reached(&mut group, &mut rows, &context.tracker)?
             {
                 break;
             }
@@ -132,6 +132,10 @@ struct Partition {
     last: Option<i64>,
     /// Rows to append before those of the queue; one at most, unless rows came by a way they should not.
     parked: VecDeque<Parked>,
+    /// Rows at this offset and beyond are not handed over.
+    stop_at: Option<i64>,
+    /// Such a row has come.
+    stopped: bool,
     /// Where the partition's end was when it was last reached; all rows before it were in the queue before.
     end: Option<i64>,
 }
@@ -153,6 +157,8 @@ pub(super) struct Rows {
     lanes: Lanes,
     bell: Arc<Bell>,
     partitions: Vec<Partition>,
+    /// Where partitions end, as far as this run goes.
+    ends: BTreeMap<TopicPartition, i64>,
     /// Lanes found full in the current round, where a partition has but one.
     full: Vec<bool>,
     /// Who begins the next round: lanes are shared, and none may always come first.
@@ -162,7 +168,7 @@ pub(super) struct Rows {
 impl Rows {
     fn new(lanes: Lanes, bell: Arc<Bell>) -> Self {
         let full = vec![false; lanes.intakes().len()];
-        Self { lanes, bell, partitions: Vec::new(), full, first: 0 }
+        Self { lanes, bell, partitions: Vec::new(), ends: BTreeMap::new(), full, first: 0 }
     }
 
     /// One round: each partition whose lane has room appends a run of rows. True when rows moved.
@@ -176,7 +182,7 @@ impl Rows {
         let mut moved = false;
         for turn in 0..count {
             let partition = &mut self.partitions[(self.first + turn) % count];
-            if self.full[partition.lane] {
+            if self.full[partition.lane] || partition.stopped {
                 continue;
             }
             match partition.take(&self.lanes) {
@@ -196,7 +202,7 @@ impl Rows {
 
 impl Partition {
     fn take(&mut self, lanes: &Lanes) -> Turn {
-        let Self { assignment, lane, consumer, queue, last, parked, end, .. } = self;
+        let Self { assignment, lane, consumer, queue, last, parked, stop_at, stopped, end } = self;
         let slot = assignment.slot;
         // Lanes are not held for nothing: they would wait.
         let mut next = if parked.is_empty() {
@@ -219,6 +225,10 @@ impl Partition {
             let offset = message.offset();
             if last.is_some_and(|last| offset <= last) {
                 return Turn::WentBack(offset);
+            }
+            if stop_at.is_some_and(|end| offset >= end) {
+                *stopped = true;
+                return Turn::Moved;
             }
             *last = Some(offset);
             if append(&message, slot, &mut run).is_err() {
@@ -263,7 +273,10 @@ impl Plane for Rows {
         let held = |lane: usize| self.partitions.iter().filter(|partition| partition.lane == lane).count();
         let lane = (0..self.full.len()).min_by_key(|&lane| held(lane)).unwrap_or(0);
         let (assignment, consumer, parked) = (assignment.clone(), consumer.clone(), VecDeque::new());
-        self.partitions.push(Partition { assignment, lane, consumer, queue, last: None, parked, end: None });
+        let stop_at = self.ends.get(&assignment.partition).copied();
+        let partition =
+            Partition { assignment, lane, consumer, queue, last: None, parked, stop_at, stopped: false, end: None };
+        self.partitions.push(partition);
         Ok(())
     }
 
@@ -280,7 +293,14 @@ impl Plane for Rows {
 
     fn end(&self, slot: Slot) -> Option<i64> {
         let partition = self.partitions.iter().find(|partition| partition.assignment.slot == slot)?;
-        partition.end.filter(|_| partition.parked.is_empty())
+        if partition.stopped { partition.stop_at } else { partition.end.filter(|_| partition.parked.is_empty()) }
+    }
+
+    fn stop_at(&mut self, ends: &BTreeMap<TopicPartition, i64>) {
+        self.ends.clone_from(ends);
+        for partition in &mut self.partitions {
+            partition.stop_at = ends.get(&partition.assignment.partition).copied();
+        }
     }
 
     fn stray(&mut self, message: &BorrowedMessage<'_>) {

@@ -9,7 +9,7 @@ mod answers;
 mod partition;
 mod request;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -33,7 +33,7 @@ use crate::broker::kafka::client::Consumer;
 use crate::broker::kafka::error;
 use crate::broker::kafka::group::{Assignment, Plane};
 use crate::broker::kafka::log::Lines;
-use crate::delivery::Slot;
+use crate::delivery::{Slot, TopicPartition};
 use crate::intake::Lanes;
 use crate::spec::{ColumnarSettings, KafkaConnection, Order};
 
@@ -72,6 +72,8 @@ pub(super) struct Fetcher {
     /// Lanes found full in the current round, where a partition has but one.
     full: Vec<bool>,
     partitions: Vec<Partition>,
+    /// Where partitions end, as far as this run goes.
+    ends: BTreeMap<TopicPartition, i64>,
     /// Who begins the next round: lanes are shared, and none may always come first.
     first: usize,
     /// Counts fetches that brought something.
@@ -109,6 +111,7 @@ impl Fetcher {
             full: vec![false; lanes.intakes().len()],
             lanes,
             partitions: Vec::new(),
+            ends: BTreeMap::new(),
             first: 0,
             turns: 0,
             view: View::default(),
@@ -169,7 +172,7 @@ impl Fetcher {
         let (mut moved, mut any) = (false, false);
         for turn in 0..count {
             let partition = &mut self.partitions[(self.first + turn) % count];
-            if self.full[partition.lane] || partition.is_handed_over() {
+            if self.full[partition.lane] || partition.is_handed_over() || partition.is_stopped() {
                 continue;
             }
             let before = partition.last();
@@ -392,7 +395,9 @@ impl Plane for Fetcher {
     fn begin(&mut self, _: &Arc<Consumer>, assignment: &Assignment, position: Option<i64>) -> Result<(), BrokerError> {
         let held = |lane: usize| self.partitions.iter().filter(|partition| partition.lane == lane).count();
         let lane = (0..self.full.len()).min_by_key(|&lane| held(lane)).unwrap_or(0);
-        self.partitions.push(Partition::new(assignment.clone(), lane, position));
+        let mut partition = Partition::new(assignment.clone(), lane, position);
+        partition.stop_at = self.ends.get(&assignment.partition).copied();
+        self.partitions.push(partition);
         self.refresh.wanted = true;
         Ok(())
     }
@@ -417,7 +422,18 @@ impl Plane for Fetcher {
 
     fn end(&self, slot: Slot) -> Option<i64> {
         let partition = self.partitions.iter().find(|partition| partition.assignment.slot == slot)?;
-        partition.position.filter(|_| partition.is_handed_over())
+        if partition.is_stopped() {
+            partition.stop_at
+        } else {
+            partition.position.filter(|_| partition.is_handed_over())
+        }
+    }
+
+    fn stop_at(&mut self, ends: &BTreeMap<TopicPartition, i64>) {
+        self.ends.clone_from(ends);
+        for partition in &mut self.partitions {
+            partition.stop_at = ends.get(&partition.assignment.partition).copied();
+        }
     }
 }
 

@@ -92,7 +92,7 @@ impl ColumnarSource {
             fetcher.start();
             let moved = fetcher.take()?;
             if let Some(goal) = &mut goal
-                && goal.is_reached(group, &fetcher, &context.tracker)?
+                && goal.is_reached(group, &mut fetcher, &context.tracker)?
             {
                 break;
             }

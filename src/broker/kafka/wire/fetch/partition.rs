@@ -76,6 +76,10 @@ pub(super) struct Partition {
     pub(super) last_epoch: i32,
     /// When it last came first in what a fetch brought, by the fetcher's count.
     pub(super) turn: u64,
+    /// Rows at this offset and beyond are not handed over.
+    pub(super) stop_at: Option<i64>,
+    /// Such a row is the next.
+    stopped: bool,
     /// Part of a request that is on its way.
     pub(super) in_flight: bool,
     /// Not to be fetched before.
@@ -99,6 +103,8 @@ impl Partition {
             position,
             last_epoch: -1,
             turn: 0,
+            stop_at: None,
+            stopped: false,
             in_flight: false,
             wait_until: None,
             replica: None,
@@ -123,6 +129,11 @@ impl Partition {
     /// Whether every row that came was handed to the lane.
     pub(super) fn is_handed_over(&self) -> bool {
         self.sets.is_empty() && self.open.is_none()
+    }
+
+    /// Whether everything was handed over that may be.
+    pub(super) fn is_stopped(&self) -> bool {
+        self.stopped
     }
 
     /// The offset of the last row that was appended.
@@ -214,6 +225,12 @@ impl Partition {
             if record.headers.len() > HEADERS_MAX {
                 let error = BatchError::Malformed { offset, what: "a record has more than a million headers" };
                 return Err(Stuck::Unreadable { offset: record.offset, error });
+            }
+            if self.stop_at.is_some_and(|end| record.offset >= end) {
+                open.rewind(before);
+                self.stopped = true;
+                *left = 0;
+                break;
             }
             let (offset, origin) = (record.offset, Origin { slot, offset: record.offset });
             if run.append(origin, record.key, record.value, record.timestamp, record.headers).is_err() {
