@@ -49,6 +49,8 @@ LADDER = {
     "C": Contestant("fluxmill, no function", "fluxmill"),
     "I": Contestant("fluxmill, identity function", "fluxmill", guest="identity"),
     "E": Contestant("fluxmill, identity function, exactly once", "fluxmill", guest="identity", delivery="exactly_once"),
+    "K": Contestant("fluxmill, identity function, order by key", "fluxmill", guest="identity", order="key"),
+    "O": Contestant("fluxmill, identity function, no order", "fluxmill", guest="identity", order="none"),
     "F": Contestant("fluxmill, filter function", "fluxmill", "filter", "filter"),
     "J": Contestant("fluxmill, JSON transform function", "fluxmill", "price", "json"),
     "LC": Contestant("fluxmill on librdkafka, no function", "fluxmill", client="librdkafka"),
@@ -57,7 +59,7 @@ LADDER = {
     "LJ": Contestant("fluxmill on librdkafka, JSON transform function", "fluxmill", "price", "json", "librdkafka"),
 }
 # Which CPU per event is compared with which, beside all with A.
-GOALS = [("I", "A"), ("I", "B"), ("J", "N"), ("LI", "A"), ("E", "I")]
+GOALS = [("I", "A"), ("I", "B"), ("J", "N"), ("LI", "A"), ("E", "I"), ("K", "I"), ("O", "I")]
 RATES = [100, 1_000]  # events per second
 GROWTH = [1_000_000, 20_000_000]
 QUIET = 3  # seconds in which a chain that has nothing to do must use next to no CPU

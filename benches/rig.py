@@ -60,6 +60,7 @@ pipelines:
 {function}    to: {{ kafka: {{ topic: {output} }} }}
     on_error: {{ then: stop }}
     delivery: {delivery}
+    order: {order}
 """
 
 
@@ -182,6 +183,7 @@ class Contestant:
     guest: str = ""  # of GUESTS
     client: str = ""  # of Fluxmill's connection; its default where there is none
     delivery: str = "at_least_once"
+    order: str = "partition"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,18 +219,19 @@ class Rig:
         kept = self.tool("load", topic, events, size, codec, deadline=RUN_DEADLINE + events / 10_000)
         return Load(topic, events, codec, {"copy": events, "filter": kept["filtered"], "price": kept["priced"]})
 
-    def chain(self, load, output, guest="", client="", delivery="at_least_once"):
+    def chain(self, load, output, guest="", client="", delivery="at_least_once", order="partition"):
         """The command that runs Fluxmill over what is there, or goes on for what comes."""
         function = f"    function: {{ wasm: {GUESTS[guest]} }}\n" if guest else ""
         client = f"      client: {client}\n" if client else ""
         file = self.folder / f"{output}.yaml"
         names = {"brokers": self.brokers, "input": load.topic, "output": output, "codec": load.codec}
-        file.write_text(CHAIN.format(**names, function=function, client=client, delivery=delivery))
+        file.write_text(CHAIN.format(**names, function=function, client=client, delivery=delivery, order=order))
         return [self.programs.fluxmill, "run", file]
 
     def command(self, contestant, load, output):
         if contestant.kind == "fluxmill":
-            chain = self.chain(load, output, contestant.guest, contestant.client, contestant.delivery)
+            settings = (contestant.guest, contestant.client, contestant.delivery, contestant.order)
+            chain = self.chain(load, output, *settings)
             return [*chain, "--until-caught-up"]
         program, job = self.programs.copy_loop, contestant.job
         if contestant.kind == "bare":

@@ -496,7 +496,7 @@ fn a_topic_that_is_deleted_ends_the_run(case: &Case) -> anyhow::Result<()> {
 }
 
 /// Parts of the WARN lines of a process whose broker cannot be reached for a while.
-const OUTAGE: [&str; 4] = ["is not reachable; waiting for it", "sent again", "Timed out", ": no answer for "];
+const OUTAGE: [&str; 4] = ["is not reachable", "sent again", "Timed out", ": no answer for "];
 
 fn a_bad_network_loses_and_doubles_nothing(case: &Case) -> anyhow::Result<()> {
     let (kafka, proxy) = Kafka::start_behind_proxy(Options::default())?;

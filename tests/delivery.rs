@@ -36,7 +36,7 @@ const LOST: [&str; 2] = ["group session timed out", "partitions were lost"];
 /// Parts of the WARN lines of a process whose broker went away: the membership may be lost by that, too.
 const OUTAGE: [&str; 6] = [
     ": no answer for ",
-    "is not reachable; waiting for it",
+    "is not reachable",
     "sent again until it works",
     "Failed to acquire idempotence PID",
     "group session timed out",

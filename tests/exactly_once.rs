@@ -18,7 +18,7 @@ const AGAIN: [&str; 7] = [
     "is processed again",
     "group session timed out",
     "partitions were lost",
-    "is not reachable; waiting for it",
+    "is not reachable",
     "look up where to begin",
 ];
 

@@ -18,6 +18,8 @@ mod support;
 
 /// How many orders go through.
 const ORDERS: u64 = 200_000;
+/// How often a chain with transactions is killed.
+const KILLS: i64 = 6;
 /// The longest that a part of a test may take on a loaded machine.
 const LIMIT: Duration = Duration::from_secs(180);
 /// Part of the WARN lines about the broken orders.
@@ -29,6 +31,7 @@ fn main() -> ExitCode {
     let mut suite = Suite::default();
     suite.kafka("each_order_ends_once_through_a_graceful_restart", each_order_ends_once_through_a_graceful_restart);
     suite.kafka("kill_9_loses_no_order", kill_9_loses_no_order);
+    suite.kafka("kill_9_ends_every_order_once_where_it_says_so", kill_9_ends_every_order_once_where_it_says_so);
     suite.run()
 }
 
@@ -89,6 +92,48 @@ fn kill_9_loses_no_order(case: &Case) -> anyhow::Result<()> {
     case.note(&format!("kill -9 three times: {}", report.describe()));
     report.at_least_once().map_err(anyhow::Error::msg)?;
     check_places(&ends)
+}
+
+/// `delivery: exactly_once` in both pipelines, killed in the middle again and again: each order has one end, for those
+/// who read committed events. The last run ends by itself when the whole chain has caught up.
+fn kill_9_ends_every_order_once_where_it_says_so(case: &Case) -> anyhow::Result<()> {
+    let kafka = case.own_kafka()?;
+    let client = Client::new(&kafka.brokers());
+    produce_orders(&client)?;
+    let file = in_transactions(case)?;
+    let expected = [EXPECTED[0], "look up where to begin"];
+    let begun = || -> anyhow::Result<i64> { Ok(client.committed("orders.payment", "orders")?.values().sum()) };
+
+    for round in 1..=KILLS {
+        let killed = case.run(&file, &kafka.brokers(), &[], &expected)?;
+        let wanted = i64::try_from(ORDERS)? * round / (KILLS + 2);
+        wait_until(LIMIT, "orders to be processed", || Ok((begun()? >= wanted).then_some(())))?;
+        killed.kill()?;
+    }
+    ensure!(begun()? < i64::try_from(ORDERS)?, "all was done before the last kill: the test proves nothing");
+    case.run(&file, &kafka.brokers(), &["--until-caught-up"], &expected)?.finish_well(LIMIT)?;
+
+    let ends = read_ends(&client)?;
+    let report = check(&ends);
+    case.note(&format!("kill -9 {KILLS} times: {}", report.describe()));
+    report.exactly_once().map_err(anyhow::Error::msg)?;
+    check_places(&ends)?;
+    check_dead_letters(&ends["orders.payment.dead"])
+}
+
+/// The example, each pipeline with transactions and as a static member: it takes over at once from one that was killed.
+fn in_transactions(case: &Case) -> anyhow::Result<PathBuf> {
+    let text = std::fs::read_to_string(repository("pipelines/orders/chain.yaml"))?;
+    let mut changed = with_setting(&text, "properties: { session.timeout.ms: \"6000\" }")?;
+    for topic in ["orders", "payments"] {
+        let from = format!("    from: {{ kafka: {{ topics: [{topic}] }} }}\n");
+        ensure!(changed.contains(&from), "the example does not read {topic} any more");
+        let member = from.replace("] }", "], instance: one }");
+        changed = changed.replace(&from, &format!("{member}    delivery: exactly_once\n"));
+    }
+    let functions = repository("pipelines/orders/functions");
+    let changed = changed.replace("wasm: functions/", &format!("wasm: {}/", functions.display()));
+    case.write("chain.yaml", &format!("name: orders\n{}", without_name(&changed)))
 }
 
 /// The pipeline file of the example; a copy where a setting of its connection is added, or the client is chosen.
