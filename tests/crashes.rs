@@ -101,6 +101,8 @@ struct World<'a> {
     cluster: Cluster,
     chain: Chain,
     engines: Vec<Fluxmill>,
+    /// How many stops gave up what was in flight: on a busy machine a transaction may not be committed in time.
+    gave_up: u32,
     random: fastrand::Rng,
 }
 
@@ -112,7 +114,22 @@ impl World<'_> {
     }
 
     fn start(&self, engine: usize) -> anyhow::Result<Fluxmill> {
-        self.case.run(&self.file(engine)?, &self.cluster.brokers(), &[], &["WARN"])
+        self.case.run(
+            &self.file(engine)?,
+            &self.cluster.brokers(),
+            &[],
+            &["WARN", "ERROR pipeline main: commit a transaction"],
+        )
+    }
+
+    /// SIGTERM. What was in flight ends, or is given up and delivered again.
+    fn stop(&mut self, mut engine: Fluxmill) -> anyhow::Result<()> {
+        engine.process().signal(Signal::Term)?;
+        let ended = engine.finish(LIMIT)?;
+        let gave_up = ended.code == Some(1) && ended.stderr.contains("partitions are taken away whose events it holds");
+        ensure!(ended.code == Some(0) || gave_up, "exit code {:?}, signal {:?}", ended.code, ended.signal);
+        self.gave_up += u32::from(gave_up);
+        Ok(())
     }
 
     fn wait_for_more(&self) -> anyhow::Result<()> {
@@ -131,7 +148,8 @@ impl World<'_> {
                 self.engines.insert(engine, again);
             }
             Fault::EngineStopped => {
-                self.engines.remove(engine).stop(LIMIT)?;
+                let stopped = self.engines.remove(engine);
+                self.stop(stopped)?;
                 let again = self.start(engine)?;
                 self.engines.insert(engine, again);
             }
@@ -139,7 +157,7 @@ impl World<'_> {
                 let added = self.start(ENGINES)?;
                 self.wait_for_more()?;
                 pace(Duration::from_millis(self.random.u64(..3_000)));
-                added.stop(LIMIT)?;
+                self.stop(added)?;
             }
             Fault::EngineFrozen => {
                 self.engines[engine].process().signal(Signal::Stop)?;
@@ -213,7 +231,8 @@ fn run(
         pipeline: settings.iter().map(|&setting| setting.to_owned()).collect(),
         ..Chain::default()
     };
-    let mut world = World { case, cluster, chain, engines: Vec::new(), random: fastrand::Rng::with_seed(seed) };
+    let mut world =
+        World { case, cluster, chain, engines: Vec::new(), gave_up: 0, random: fastrand::Rng::with_seed(seed) };
     world.cluster.wait_until_in_sync()?;
     let start = Instant::now();
     let load = feeder.feed_at(RATE, &world.chain.from, event)?;
@@ -231,12 +250,15 @@ fn run(
     load.finish()?;
     feeder.wait_for_commits(LIMIT, &world.chain.from, &world.chain.from)?;
     for engine in std::mem::take(&mut world.engines) {
-        engine.stop(LIMIT)?;
+        world.stop(engine)?;
     }
     let reports = reports(&world)?;
     let mut table = String::new();
     for (fault, times) in &happened {
         table += &format!("\n{times:>6} x {}", fault.name());
+    }
+    if world.gave_up > 0 {
+        table += &format!("\n{:>6} stops gave up what was in flight", world.gave_up);
     }
     let [out, dead] = &reports;
     for (what, report) in [("published", out), ("dead letters", dead)] {
