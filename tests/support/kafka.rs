@@ -235,21 +235,25 @@ fn make_ready(client: &Client) -> anyhow::Result<()> {
     client.produce(READY, [Record::default()])
 }
 
-/// Ports that were free a moment ago, all different, from below the range that systems give to outgoing connections: a
-/// client that knocks at the port of a broker that is down must not be given that very port as its own.
-pub(crate) fn free_ports<const N: usize>() -> anyhow::Result<[u16; N]> {
+/// Listens on a free port from below the range that systems give to outgoing connections: a client that knocks at the
+/// port of a broker that is down must not be given that very port as its own.
+pub(crate) fn listen(host: &str) -> anyhow::Result<TcpListener> {
     static NEXT: AtomicU32 = AtomicU32::new(0);
-    let mut listeners = Vec::with_capacity(N);
+    let attempt = |_| {
+        let number = std::process::id().wrapping_mul(97).wrapping_add(NEXT.fetch_add(1, Relaxed));
+        let candidate = 20_000 + u16::try_from(number % 12_000).ok()?;
+        TcpListener::bind((host, candidate)).ok()
+    };
+    (0..1000).find_map(attempt).context("no free port")
+}
+
+/// Ports that were free a moment ago, all different. For other processes only: one that was started at the very same
+/// time holds a copy of everything that was open here, until it is itself, and such a port cannot be taken again at once.
+pub(crate) fn free_ports<const N: usize>() -> anyhow::Result<[u16; N]> {
+    let listeners: Vec<_> = (0..N).map(|_| listen("127.0.0.1")).collect::<Result<_, _>>()?;
     let mut ports = [0; N];
-    for port in &mut ports {
-        *port = (0..1000)
-            .find_map(|_| {
-                let number = std::process::id().wrapping_mul(97).wrapping_add(NEXT.fetch_add(1, Relaxed));
-                let candidate = 20_000 + u16::try_from(number % 12_000).ok()?;
-                listeners.push(TcpListener::bind(("127.0.0.1", candidate)).ok()?);
-                Some(candidate)
-            })
-            .context("no free port")?;
+    for (port, listener) in ports.iter_mut().zip(&listeners) {
+        *port = listener.local_addr()?.port();
     }
     Ok(ports)
 }

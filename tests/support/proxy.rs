@@ -9,7 +9,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use super::kafka::free_ports;
+use super::kafka::listen;
 
 /// Connections at the same time; more are refused.
 const CONNECTIONS: usize = 64;
@@ -78,8 +78,8 @@ impl Proxy {
     /// # Errors
     /// When there is no free port.
     pub(crate) fn start_at(host: &'static str) -> anyhow::Result<Self> {
-        let [port] = free_ports()?;
-        let listener = TcpListener::bind((host, port))?;
+        let listener = listen(host)?;
+        let port = listener.local_addr()?.port();
         let shared = Arc::new(Shared::default());
         let accepting = Arc::clone(&shared);
         #[expect(clippy::disallowed_methods, reason = "joined in `drop`")]
