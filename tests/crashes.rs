@@ -43,7 +43,7 @@ fn main() -> ExitCode {
     suite.kafka("at_least_once", at_least_once);
     suite.kafka("exactly_once", exactly_once);
     suite.kafka("exactly_once_with_keys_over_many_lanes", exactly_once_with_keys_over_many_lanes);
-    suite.run()
+    suite.run_one_by_one()
 }
 
 /// What happens.

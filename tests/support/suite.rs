@@ -275,8 +275,20 @@ impl Suite {
 
     /// Runs what the command line asks for, then ends the brokers.
     pub(crate) fn run(self) -> ExitCode {
+        self.run_on(None)
+    }
+
+    /// As [`run`](Self::run), one test after the other unless the command line says otherwise: for tests that each take
+    /// a whole machine.
+    pub(crate) fn run_one_by_one(self) -> ExitCode {
+        self.run_on(Some(1))
+    }
+
+    fn run_on(self, threads: Option<usize>) -> ExitCode {
         let Self { brokers, trials } = self;
-        let code = libtest_mimic::run(&Arguments::from_args(), trials).exit_code();
+        let mut arguments = Arguments::from_args();
+        arguments.test_threads = arguments.test_threads.or(threads);
+        let code = libtest_mimic::run(&arguments, trials).exit_code();
         drop(brokers);
         code
     }
