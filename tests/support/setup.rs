@@ -138,8 +138,8 @@ impl Setup {
     }
 
     /// A process that hangs for longer than its session: another one takes over, then the first one comes back in the
-    /// middle of something. `expected` are parts of their WARN lines: with transactions the second one waits for the end of the
-    /// first one's.
+    /// middle of something. `expected` are parts of their WARN lines: with transactions the second one waits for the end
+    /// of the first one's.
     pub(crate) fn freeze(&self, case: &Case, expected: &[&str]) -> anyhow::Result<u64> {
         let file = case.write("chain.yaml", &self.chain.yaml())?;
         let load = self.feed()?;
