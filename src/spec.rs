@@ -111,6 +111,14 @@ pub const DATA_PROPERTIES: &[&str] = &[
     "transaction.timeout.ms",
 ];
 
+impl ColumnarSettings {
+    /// How long after its first call an event of a transaction may be run again: half of what a transaction may take, so
+    /// that the rest is enough for the last call and the commit.
+    pub fn transaction_age_max(&self) -> Duration {
+        self.transaction_timeout / 2
+    }
+}
+
 impl Default for ColumnarSettings {
     fn default() -> Self {
         Self {

@@ -128,7 +128,9 @@ impl<T: Transform, S: Sink> Lane<T, S> {
             let delivery = tokio::select! {
                 biased;
                 Some(ended) = in_flight.next(), if !in_flight.is_empty() => {
-                    held -= log.note(ended?);
+                    let (failed, memory) = ended?;
+                    held -= memory;
+                    log.note(&failed);
                     continue;
                 }
                 delivery = self.intake.take(), if may_take => delivery,
@@ -139,7 +141,11 @@ impl<T: Transform, S: Sink> Lane<T, S> {
                 tokio::select! {
                     biased;
                     published = &mut publish => break published?,
-                    Some(ended) = in_flight.next(), if !in_flight.is_empty() => held -= log.note(ended?),
+                    Some(ended) = in_flight.next(), if !in_flight.is_empty() => {
+                        let (failed, memory) = ended?;
+                        held -= memory;
+                        log.note(&failed);
+                    }
                 }
             };
             let memory = work.memory();
@@ -150,7 +156,7 @@ impl<T: Transform, S: Sink> Lane<T, S> {
             });
         }
         while let Some(ended) = in_flight.next().await {
-            log.note(ended?);
+            log.note(&ended?.0);
         }
         Ok(())
     }
@@ -324,9 +330,8 @@ struct FailureLog {
 }
 
 impl FailureLog {
-    /// Notes what failed of a batch; gives the memory that the batch held.
-    fn note(&mut self, (failed, memory): (Vec<FailedRow>, usize)) -> usize {
-        let Some(first) = failed.first() else { return memory };
+    fn note(&mut self, failed: &[FailedRow]) {
+        let Some(first) = failed.first() else { return };
         self.unsaid += failed.len();
         if self.last.is_none_or(|last| last.elapsed() >= FAILURE_LOG_INTERVAL) {
             let (kind, reason) = (first.by.as_str(), &first.reason);
@@ -334,7 +339,6 @@ impl FailureLog {
             self.last = Some(Instant::now());
             self.unsaid = 0;
         }
-        memory
     }
 }
 

@@ -37,13 +37,19 @@ pub(super) enum Committed {
     Stale,
 }
 
+/// A commit that is on its way.
+#[derive(Debug)]
+struct Sent {
+    partitions: Vec<TopicPartition>,
+    /// Since when, or when it was last told to be late.
+    since: Instant,
+}
+
 /// The offsets to commit.
 #[derive(Debug, Default)]
 pub(super) struct Commits {
     wanted: BTreeMap<TopicPartition, i64>,
-    sent: Option<Vec<TopicPartition>>,
-    /// Since when it is on its way, or was told to be late.
-    sent_at: Option<Instant>,
+    sent: Option<Sent>,
     /// When the last one failed: not before this.
     pause_until: Option<Instant>,
     /// A failure was told.
@@ -73,7 +79,8 @@ impl Commits {
     /// Whether something of these is not committed, or may be on its way.
     pub(super) fn owes(&self, partitions: &[TopicPartition]) -> bool {
         partitions.iter().any(|partition| {
-            self.wanted.contains_key(partition) || self.sent.as_ref().is_some_and(|sent| sent.contains(partition))
+            self.wanted.contains_key(partition)
+                || self.sent.as_ref().is_some_and(|sent| sent.partitions.contains(partition))
         })
     }
 
@@ -89,11 +96,11 @@ impl Commits {
 
     /// Whether a commit has been on its way for long. True once in a while.
     pub(super) fn is_overdue(&mut self, now: Instant) -> bool {
-        let overdue = self.sent.is_some() && self.sent_at.is_some_and(|at| now.duration_since(at) >= OVERDUE);
-        if overdue {
-            self.sent_at = Some(now);
-        }
-        overdue
+        let Some(sent) = self.sent.as_mut().filter(|sent| now.duration_since(sent.since) >= OVERDUE) else {
+            return false;
+        };
+        sent.since = now;
+        true
     }
 
     /// Sends what is wanted, unless a commit is on its way already or the last one failed just now.
@@ -111,8 +118,13 @@ impl Commits {
                 .map_err(|error| error::failed(action, &error))?;
         }
         ffi::commit(consumer, &offsets).map_err(|code| error::coded(action, code, ""))?;
-        (self.sent, self.sent_at) = (Some(self.wanted.keys().cloned().collect()), Some(now));
+        self.all_sent(now);
         Ok(())
+    }
+
+    /// Everything that is wanted is on its way.
+    fn all_sent(&mut self, now: Instant) {
+        self.sent = Some(Sent { partitions: self.wanted.keys().cloned().collect(), since: now });
     }
 
     /// The commit that was sent has ended, at `now`.
@@ -148,7 +160,7 @@ impl Commits {
 
     /// Everything that is wanted is about to be committed in a transaction.
     fn begin_transaction(&mut self) -> Vec<(TopicPartition, i64)> {
-        (self.sent, self.sent_at) = (Some(self.wanted.keys().cloned().collect()), Some(Instant::now()));
+        self.all_sent(Instant::now());
         self.wanted.iter().map(|(partition, next)| (partition.clone(), *next)).collect()
     }
 
@@ -204,7 +216,7 @@ mod tests {
         for &(partition, next) in wanted {
             commits.want(orders(partition), next);
         }
-        commits.sent = Some(commits.wanted.keys().cloned().collect());
+        commits.all_sent(Instant::now());
         commits
     }
 
@@ -242,7 +254,7 @@ mod tests {
     fn a_commit_that_is_late_is_told_of_once_in_a_while() {
         let now = Instant::now();
         let mut commits = sent(&[(0, 5)]);
-        commits.sent_at = Some(now);
+        commits.all_sent(now);
         assert!(!commits.is_overdue(now));
         assert!(commits.is_overdue(now + OVERDUE) && !commits.is_overdue(now + OVERDUE));
         assert!(commits.is_overdue(now + 2 * OVERDUE));

@@ -396,7 +396,8 @@ impl Group {
         if self.tracker.abandoned() > 0 {
             return Err(transaction_lost("events of it will not end"));
         }
-        let committed = transactions.advance(&mut self.commits, || GroupMetadata::of(&self.consumer))?;
+        let committed =
+            transactions.advance(&mut self.commits, || same_member(&self.consumer, self.member.as_ref()))?;
         if committed {
             self.health.works();
         }
@@ -406,10 +407,9 @@ impl Group {
         Ok(())
     }
 
-    /// Whether this is the member that was given the partitions. One that was thrown out is on its way back under
-    /// another id or none, and a static one that commits meanwhile is fenced by its own next self (KIP-345).
+    /// Whether this is the member that was given the partitions, if any were.
     fn is_same_member(&self) -> bool {
-        self.member.as_ref().is_none_or(|id| GroupMetadata::of(&self.consumer).is_some_and(|now| now.member == *id))
+        self.member.is_none() || same_member(&self.consumer, self.member.as_ref()).is_some()
     }
 
     /// An error of this member, unless it is its own next self that has fenced it: then it only has to begin anew.
@@ -482,11 +482,12 @@ impl Group {
         self.answer(true, &partitions)?;
         plane.begun(&self.consumer, &partitions)?;
         if partitions.count() > 0 {
-            let group = GroupMetadata::of(&self.consumer);
-            self.member = group.as_ref().map(|group| group.member.clone());
-            if let Some(transactions) = &mut self.transactions {
-                transactions.joined(group)?;
+            let member = GroupMetadata::of(&self.consumer).map(|group| group.member);
+            if self.transactions.is_some() && self.member.is_some() && self.member != member {
+                // What it held then is lost.
+                return Err(transaction_lost("this member was thrown out of its group"));
             }
+            self.member = member;
         }
         tracing::debug!(target: "fluxmill::kafka", "assigned {partitions:?}");
         Ok(None)
@@ -596,6 +597,13 @@ impl Drop for Group {
             }
         }
     }
+}
+
+/// What the membership is, if it is still that of this id. A member that was thrown out is on its way back under another
+/// id or none, and must not commit: to the broker its new self is as good as the old; and a static one is fenced by it
+/// (KIP-345).
+fn same_member(consumer: &Consumer, id: Option<&String>) -> Option<GroupMetadata> {
+    GroupMetadata::of(consumer).filter(|now| Some(&now.member) == id)
 }
 
 /// The partitions of a list.

@@ -227,7 +227,7 @@ fn with_guarantee(mut spec: PipelineSpec, chain: &ChainSpec) -> PipelineSpec {
     let is_home = |TargetSpec::Kafka { connection, .. }: &TargetSpec| *connection == source.connection;
     spec.guarantee = match &connection.client {
         KafkaClient::Columnar(settings) if spec.targets().all(is_home) => {
-            let most = settings.transaction_timeout / 2;
+            let most = settings.transaction_age_max();
             spec.on_error.retry.max_age = Some(spec.on_error.retry.max_age.map_or(most, |age| age.min(most)));
             Guarantee::ExactlyOnce
         }

@@ -40,8 +40,7 @@ pub(super) fn check(
     mistakes
 }
 
-/// Lets no event be run again for longer than its transaction may live: half of that time, so that what is left is
-/// enough for the last call and the commit. `place` is that of `max_age`.
+/// Lets no event be run again for longer than its transaction allows. `place` is that of `max_age`.
 pub(super) fn bound_age(
     pipeline: &mut PipelineSpec,
     connections: &BTreeMap<String, ConnectionSpec>,
@@ -52,7 +51,7 @@ pub(super) fn bound_age(
     let (Guarantee::ExactlyOnce, KafkaClient::Columnar(settings)) = (pipeline.guarantee, &connection.client) else {
         return None;
     };
-    let most = settings.transaction_timeout / 2;
+    let most = settings.transaction_age_max();
     let written = *pipeline.on_error.retry.max_age.get_or_insert(most);
     if written <= most {
         return None;

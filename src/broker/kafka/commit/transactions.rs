@@ -48,8 +48,6 @@ pub(in super::super) struct Transactions {
     commit: Option<Commit>,
     /// How the last one ended, until somebody looks.
     ended: Option<Ended>,
-    /// This member's id since it was given its first partition.
-    member: Option<String>,
     /// Offsets that the group did not take are not sent before.
     not_before: Option<Instant>,
 }
@@ -75,7 +73,6 @@ impl Transactions {
             phase: Phase::Filling,
             commit: None,
             ended: None,
-            member: None,
             not_before: None,
         })
     }
@@ -102,7 +99,8 @@ impl Transactions {
     }
 
     /// Cuts the set off if there is something to commit, and takes the transaction as far as it goes now. `group` is
-    /// asked for who this member is when its offsets are about to join.
+    /// asked for who this member is when its offsets are about to join; none while it is not the one that was given the
+    /// partitions.
     ///
     /// True when one was committed.
     ///
@@ -129,7 +127,7 @@ impl Transactions {
             }
             // Once more: what made the set end has moved on before.
             commits.note(&self.tracker);
-            match group().filter(|group| self.is_member(group)) {
+            match group().filter(|group| group.generation >= 0) {
                 Some(group) => self.start(set, commits.begin_transaction(), group),
                 // Between two generations, or about to learn that its partitions are lost.
                 None => self.not_before = Some(Instant::now() + GENERATION_PAUSE),
@@ -150,25 +148,6 @@ impl Transactions {
         commits.end_transaction(&offsets);
         self.phase = Phase::Filling;
         Ok(true)
-    }
-
-    /// This member has been given partitions under this id.
-    ///
-    /// # Errors
-    /// When it had another id before: it was thrown out of its group, and what it held then is lost.
-    pub(in super::super) fn joined(&mut self, group: Option<GroupMetadata>) -> Result<(), BrokerError> {
-        let id = group.map(|group| group.member);
-        if self.member.is_some() && self.member != id {
-            return Err(transaction_lost("this member was thrown out of its group"));
-        }
-        self.member = id;
-        Ok(())
-    }
-
-    /// Whether this is the member that was given the partitions. One that was thrown out, whatever it is now, must not
-    /// commit: to the broker its new self is as good as the old.
-    fn is_member(&self, group: &GroupMetadata) -> bool {
-        group.generation >= 0 && self.member.as_ref() == Some(&group.member)
     }
 
     fn may_commit(&self, set: SetNumber) -> bool {
