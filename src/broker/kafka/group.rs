@@ -74,11 +74,13 @@ impl GroupMetadata {
 
 /// The data plane, as the group sees it.
 pub(super) trait Plane {
-    /// Whether [`Plane::begin`] must be told where a partition begins. librdkafka's own plane looks that up itself.
-    const ASKS_WHERE: bool;
+    /// Whether the rows come by other ways than librdkafka's. It is then told that it has no partitions: as a member of
+    /// the group it has them all the same, but it neither asks where they begin nor follows their leaders. (While it
+    /// does, librdkafka 2.12 can lock itself up when a broker dies that leads one of them: its issue 5476.)
+    const FETCHES: bool;
 
     /// A partition is about to be assigned: get ready for its rows. `position` is where the group says to begin; none
-    /// is the oldest event that is kept, or, for a plane that does not ask, what librdkafka finds.
+    /// is the oldest event that is kept, or, for a plane that does not fetch, what librdkafka finds.
     ///
     /// # Errors
     /// When its rows could not be taken.
@@ -88,12 +90,6 @@ pub(super) trait Plane {
         assignment: &Assignment,
         position: Option<i64>,
     ) -> Result<(), BrokerError>;
-
-    /// librdkafka has been told that it has these partitions.
-    ///
-    /// # Errors
-    /// When it does not do with them what this plane needs.
-    fn begun(&mut self, consumer: &Consumer, partitions: &TopicPartitionList) -> Result<(), BrokerError>;
 
     /// Take no more rows of this assignment, and forget those that no batch has taken.
     fn stop(&mut self, slot: Slot);
@@ -124,6 +120,8 @@ pub(super) struct Group {
     // First, so that it is dropped before the consumer, whose drop waits for its own leave.
     _attached: Attached,
     consumer: Member,
+    /// See [`Plane::FETCHES`].
+    is_told_nothing: bool,
     tracker: Arc<Tracker>,
     bell: Arc<Bell>,
     start: StartOffset,
@@ -149,7 +147,7 @@ impl Group {
     ///
     /// # Errors
     /// When the cluster is not reached in time, or a topic does not exist or may not be read.
-    pub(super) fn connect(
+    pub(super) fn connect<P: Plane>(
         connection: &KafkaConnection,
         spec: &KafkaSourceSpec,
         client_id: &str,
@@ -173,6 +171,7 @@ impl Group {
         let group = Self {
             _attached: consumer.context().attach(),
             consumer: Member::new(consumer, &address),
+            is_told_nothing: P::FETCHES,
             tracker: context.tracker.clone(),
             bell: context.bell.clone(),
             start: spec.start,
@@ -453,7 +452,7 @@ impl Group {
         mut partitions: TopicPartitionList,
         plane: &mut P,
     ) -> Result<Option<TopicPartitionList>, BrokerError> {
-        let places = match start::places(&self.consumer, self.start, &partitions, P::ASKS_WHERE) {
+        let places = match start::places(&self.consumer, self.start, &partitions, P::FETCHES) {
             Ok(places) => places,
             Err(error) => {
                 let action = format!("look up where to begin: {error}; tried again");
@@ -480,7 +479,6 @@ impl Group {
             self.assigned.push(assignment);
         }
         self.answer(true, &partitions)?;
-        plane.begun(&self.consumer, &partitions)?;
         if partitions.count() > 0 {
             let member = GroupMetadata::of(&self.consumer).map(|group| group.member);
             if self.transactions.is_some() && self.member.is_some() && self.member != member {
@@ -564,6 +562,8 @@ impl Group {
 
     /// Tells librdkafka that partitions were taken, or let go.
     fn answer(&self, takes: bool, partitions: &TopicPartitionList) -> Result<(), BrokerError> {
+        let nothing = TopicPartitionList::new();
+        let partitions = if self.is_told_nothing { &nothing } else { partitions };
         let cooperative = matches!(self.consumer.rebalance_protocol(), RebalanceProtocol::Cooperative);
         let (action, result) = match (takes, cooperative) {
             (true, true) => ("take partitions", self.consumer.incremental_assign(partitions)),

@@ -9,11 +9,11 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use rdkafka::Message as _;
 use rdkafka::consumer::Consumer as _;
 use rdkafka::consumer::base_consumer::PartitionQueue;
 use rdkafka::error::KafkaError;
 use rdkafka::message::BorrowedMessage;
-use rdkafka::{Message as _, TopicPartitionList};
 
 use crate::broker::kafka::caught_up::Goal;
 use crate::broker::kafka::client::{Consumer, Notes};
@@ -54,7 +54,7 @@ impl Source for LibrdkafkaSource {
     fn run(self, context: SourceContext) -> Result<SourceEnd, BrokerError> {
         // However this ends, by an error or a panic too, the lanes must learn that nothing more comes.
         let lanes = CloseLanes(context.lanes.clone());
-        let mut group = Group::connect(&self.connection, &self.spec, &self.client_id, &context, None)?;
+        let mut group = Group::connect::<Rows>(&self.connection, &self.spec, &self.client_id, &context, None)?;
         let mut goal = context.caught_up.clone().map(|take| Goal::new(&self.connection, take));
         let mut rows = Rows::new(context.lanes.clone(), context.bell.clone());
         group.join()?;
@@ -257,7 +257,7 @@ fn poll<'a>(
 }
 
 impl Plane for Rows {
-    const ASKS_WHERE: bool = false;
+    const FETCHES: bool = false;
 
     fn begin(&mut self, consumer: &Arc<Consumer>, assignment: &Assignment, _: Option<i64>) -> Result<(), BrokerError> {
         let name = &assignment.partition;
@@ -277,10 +277,6 @@ impl Plane for Rows {
         let partition =
             Partition { assignment, lane, consumer, queue, last: None, parked, stop_at, stopped: false, end: None };
         self.partitions.push(partition);
-        Ok(())
-    }
-
-    fn begun(&mut self, _: &Consumer, _: &TopicPartitionList) -> Result<(), BrokerError> {
         Ok(())
     }
 

@@ -17,8 +17,6 @@ use std::time::{Duration, Instant};
 
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, StreamExt};
-use rdkafka::TopicPartitionList;
-use rdkafka::consumer::Consumer as _;
 use rdkafka::message::BorrowedMessage;
 
 use self::answers::stuck_error;
@@ -30,7 +28,6 @@ use super::error::WireError;
 use super::response::{FetchResponse, ListOffsetsResponse, MetadataResponse};
 use crate::broker::BrokerError;
 use crate::broker::kafka::client::Consumer;
-use crate::broker::kafka::error;
 use crate::broker::kafka::group::{Assignment, Plane};
 use crate::broker::kafka::log::Lines;
 use crate::delivery::{Slot, TopicPartition};
@@ -390,7 +387,7 @@ impl Fetcher {
 }
 
 impl Plane for Fetcher {
-    const ASKS_WHERE: bool = true;
+    const FETCHES: bool = true;
 
     fn begin(&mut self, _: &Arc<Consumer>, assignment: &Assignment, position: Option<i64>) -> Result<(), BrokerError> {
         let held = |lane: usize| self.partitions.iter().filter(|partition| partition.lane == lane).count();
@@ -402,14 +399,6 @@ impl Plane for Fetcher {
         Ok(())
     }
 
-    /// librdkafka is a member for us, and fetches nothing.
-    fn begun(&mut self, consumer: &Consumer, partitions: &TopicPartitionList) -> Result<(), BrokerError> {
-        if partitions.count() == 0 {
-            return Ok(());
-        }
-        consumer.pause(partitions).map_err(|failed| error::failed("pause partitions", &failed))
-    }
-
     fn stop(&mut self, slot: Slot) {
         if let Some(partition) = self.partitions.iter().find(|partition| partition.assignment.slot == slot) {
             self.lanes.hurry_from(partition.lane);
@@ -417,7 +406,7 @@ impl Plane for Fetcher {
         self.partitions.retain(|partition| partition.assignment.slot != slot);
     }
 
-    /// librdkafka may have fetched a little before it was told to pause. These rows are fetched here.
+    /// librdkafka has nothing to fetch.
     fn stray(&mut self, _: &BorrowedMessage<'_>) {}
 
     fn end(&self, slot: Slot) -> Option<i64> {

@@ -64,7 +64,8 @@ impl ColumnarSource {
             },
             None => None,
         };
-        let mut group = Group::connect(&self.connection, &self.spec, &self.client_id, context, transactions)?;
+        let mut group =
+            Group::connect::<Fetcher>(&self.connection, &self.spec, &self.client_id, context, transactions)?;
         let end = self.work(&mut group, context).await;
         group.close().await;
         end
