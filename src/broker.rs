@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use crate::delivery::Tracker;
 use crate::event::Publication;
 use crate::intake::{Bell, Lanes};
+use crate::spec::CommitSpec;
 
 /// What an error means for the one who called.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,6 +60,8 @@ pub struct SourceContext {
     pub bell: Arc<Bell>,
     /// Cancelled when intake must stop: drain what is in flight, commit, leave, return.
     pub stop: CancellationToken,
+    /// How often progress is confirmed.
+    pub commit: CommitSpec,
     /// When given: once this is cancelled, note the ends of all partitions, and return, as after `stop`, when
     /// everything up to there has ended. Upstream pipelines have ended by then.
     pub caught_up: Option<CancellationToken>,

@@ -231,10 +231,13 @@ impl Intake {
     }
 
     fn seal(&self, open: &mut Open) -> Delivery {
-        let segments = std::mem::take(&mut open.segments);
+        let (segments, set, events) = (std::mem::take(&mut open.segments), open.set.take(), open.builder.len());
+        if let (Some(sets), Some(set)) = (self.tracker.sets(), set) {
+            sets.fill(set, events as u64);
+        }
         Delivery {
             batch: open.builder.finish(),
-            token: Token::new(self.tracker.clone(), segments, open.set.take()),
+            token: Token::new(self.tracker.clone(), segments, set),
             since: open.since.take().expect("a batch that is sealed has a first row"),
         }
     }

@@ -16,6 +16,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use futures_util::FutureExt;
 use tokio::sync::oneshot;
 use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
@@ -25,7 +26,7 @@ use crate::broker::{BrokerError, BrokerErrorKind, Source, SourceContext, SourceE
 use crate::function::{Engine, EngineOptions, Function, LoadError};
 use crate::pipeline::lane::{Lane, LaneError};
 use crate::pipeline::plan::{Built, Plan, Stage};
-use crate::spec::{ChainSpec, ConnectionSpec, PipelineSpec};
+use crate::spec::{ChainSpec, ConnectionSpec, KafkaConnection, PipelineSpec};
 use crate::telemetry::metrics::PipelineMetrics;
 
 pub use replay::{LetterFate, Replay, ReplayCounts};
@@ -40,6 +41,8 @@ const REBUILD_PAUSE_MIN: Duration = Duration::from_millis(100);
 const REBUILDS_MAX: u32 = 100;
 /// The longest such wait. A pipeline that ran longer than this begins with the shortest.
 const REBUILD_PAUSE_MAX: Duration = Duration::from_secs(10);
+/// How often a topic that is gone is looked for.
+const COME_BACK_PAUSE: Duration = Duration::from_secs(1);
 /// How long a producer may take to hand over what is left when its pipeline ends in an orderly way.
 const PRODUCER_CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -217,25 +220,34 @@ impl Drop for Chain {
 }
 
 /// Runs a pipeline until it is stopped, or caught up after these upstream pipelines have ended. One whose transaction
-/// has failed, or that was thrown out of its group, is built anew: what is not confirmed is read again.
+/// has failed, or that was thrown out of its group, or that waits for the topic of its dead letters, is built anew: what
+/// is not confirmed is read again.
 async fn run(plan: Plan, first: Built, caught_up: Option<Vec<CancellationToken>>) -> Result<(), RunError> {
     let (mut built, mut pause, mut rebuilds) = (first, REBUILD_PAUSE_MIN, 0);
     loop {
         let begun = Instant::now();
-        let error = match built.run(&plan, caught_up.clone()).await {
-            Err(error) if error.may_pass(rebuilds > 0) && !plan.stop.is_cancelled() => error,
-            ended => return ended,
-        };
+        let Err(error) = built.run(&plan, caught_up.clone()).await else { return Ok(()) };
+        if plan.stop.is_cancelled() {
+            return Err(error);
+        }
         if begun.elapsed() > REBUILD_PAUSE_MAX {
             (pause, rebuilds) = (REBUILD_PAUSE_MIN, 0);
         }
-        rebuilds += 1;
-        if rebuilds > REBUILDS_MAX {
-            return Err(error);
-        }
-        tracing::warn!("{error}; the pipeline begins anew, and what is not confirmed is processed again");
+        let ready = match plan.awaited_letters().filter(|_| error.lacks_letters()) {
+            Some((connection, topic)) => {
+                tracing::warn!("{error}; waits until the topic is there again, and reads nothing meanwhile");
+                come_back(connection, topic).left_future()
+            }
+            None if error.may_pass(rebuilds > 0) && rebuilds < REBUILDS_MAX => {
+                tracing::warn!("{error}; the pipeline begins anew, and what is not confirmed is processed again");
+                rebuilds += 1;
+                let next = (pause * 2).min(REBUILD_PAUSE_MAX);
+                tokio::time::sleep(std::mem::replace(&mut pause, next)).right_future()
+            }
+            None => return Err(error),
+        };
         tokio::select! {
-            () = tokio::time::sleep(pause) => pause = (pause * 2).min(REBUILD_PAUSE_MAX),
+            () = ready => {}
             // Nothing is in flight.
             () = plan.stop.cancelled() => return Ok(()),
         }
@@ -252,6 +264,11 @@ impl RunError {
             Some(BrokerErrorKind::Unreachable) => again,
             _ => false,
         }
+    }
+
+    /// Whether it is the topic of the dead letters that is gone.
+    fn lacks_letters(&self) -> bool {
+        matches!(self, Self::Lane { source: LaneError::NoLetters { .. }, .. })
     }
 
     fn broker_error_kind(&self) -> Option<BrokerErrorKind> {
@@ -286,6 +303,7 @@ impl Built {
             tracker,
             bell: bell.clone(),
             stop: stop.clone(),
+            commit: plan.commit(),
             caught_up: caught_up.is_some().then(|| take_the_end.clone()),
             drain_timeout,
         };
@@ -378,6 +396,30 @@ async fn prepare_topics(chains: &[ChainSpec]) -> Result<(), StartError> {
         }
     }
     if errors.is_empty() { Ok(()) } else { Err(StartError::Broker(errors)) }
+}
+
+/// Whether a topic is not there, or nobody says whether it is.
+fn is_absent(error: &BrokerError) -> bool {
+    matches!(error.kind, BrokerErrorKind::UnknownTopic | BrokerErrorKind::Unreachable)
+}
+
+/// Waits until a topic is there. Cancel-safe.
+#[expect(clippy::disallowed_methods, reason = "this is the wiring file")]
+async fn come_back(connection: &KafkaConnection, topic: &str) {
+    loop {
+        let (connection, name, runtime) = (connection.clone(), topic.to_owned(), tokio::runtime::Handle::current());
+        let look = move || runtime.block_on(kafka::admin::check(&connection, &[], &[&name], PREPARE_TIMEOUT));
+        // Looking blocks, and other pipelines run.
+        match tokio::task::spawn_blocking(look).await {
+            Ok(Err(errors)) if errors.iter().all(is_absent) => {}
+            // What else is wrong with it is told by the pipeline when it begins anew.
+            _ => {
+                tracing::info!(topic, "the topic of the dead letters is there again");
+                return;
+            }
+        }
+        tokio::time::sleep(COME_BACK_PAUSE).await;
+    }
 }
 
 /// One engine for all functions: as many sandboxes as their pipelines have lanes, each as large as the largest needs.

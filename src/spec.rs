@@ -256,6 +256,8 @@ pub struct PipelineSpec {
     pub lanes: usize,
     /// What is promised.
     pub guarantee: Guarantee,
+    /// How often progress is confirmed.
+    pub commit: CommitSpec,
     /// The function; `None` copies the events.
     pub function: Option<FunctionSpec>,
     /// Where published events go; never empty, the first is the default.
@@ -340,6 +342,26 @@ pub enum Guarantee {
     ExactlyOnce,
 }
 
+/// How often progress is confirmed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CommitSpec {
+    /// The time in between.
+    pub interval: Duration,
+    /// Events after which a transaction is cut off before that, as soon as a batch is full.
+    pub max_events: Option<u64>,
+}
+
+impl CommitSpec {
+    /// What holds where nothing else is written.
+    pub fn of(guarantee: Guarantee) -> Self {
+        let interval = match guarantee {
+            Guarantee::AtLeastOnce => Duration::from_millis(200),
+            Guarantee::ExactlyOnce => Duration::from_millis(100),
+        };
+        Self { interval, max_events: None }
+    }
+}
+
 /// A function and what it may use.
 #[derive(Clone)]
 pub struct FunctionSpec {
@@ -392,6 +414,17 @@ pub struct OnErrorSpec {
     pub retry: RetrySpec,
     /// What happens when that is used up, or the event was rejected.
     pub then: LastResort,
+    /// What happens while the topic of the dead letters is gone.
+    pub when_missing: WhenMissing,
+}
+
+/// What happens while the topic of the dead letters is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WhenMissing {
+    /// The pipeline ends with an error.
+    Stop,
+    /// The pipeline reads nothing until it is there again.
+    Wait,
 }
 
 /// How often and when a failed event is run again.

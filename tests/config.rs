@@ -11,8 +11,8 @@ use fluxmill::cli::explain::explain;
 use fluxmill::cli::graph::{Format, draw};
 use fluxmill::config::{self, ConfigErrors, Kind, Loaded};
 use fluxmill::spec::{
-    BatchLimits, ColumnarSettings, Compression, ConnectionSpec, FunctionLimits, Guarantee, KafkaClient, LastResort,
-    Order, SaslMechanism, SaslSpec, SourceSpec, StartOffset, TargetSpec, TokenSource,
+    BatchLimits, ColumnarSettings, CommitSpec, Compression, ConnectionSpec, FunctionLimits, Guarantee, KafkaClient,
+    LastResort, Order, SaslMechanism, SaslSpec, SourceSpec, StartOffset, TargetSpec, TokenSource, WhenMissing,
 };
 
 fn environment(name: &str) -> Option<String> {
@@ -184,6 +184,8 @@ fn everything_that_can_be_said() {
     assert_eq!(function.digest.as_deref().map(str::len), Some(64));
     let SourceSpec::Kafka(source) = &spec.pipelines[0].source;
     assert_eq!(source.start, StartOffset::Time(1_769_817_600_000));
+    assert_eq!(spec.pipelines[0].commit, CommitSpec { interval: Duration::from_secs(1), max_events: None });
+    assert_eq!(spec.pipelines[0].on_error.when_missing, WhenMissing::Wait);
 }
 
 #[test]

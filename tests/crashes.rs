@@ -13,6 +13,7 @@ use support::chain::{Chain, guest};
 use support::checker::{Report, compare};
 use support::client::Record;
 use support::environment::setting;
+use support::follower::Follower;
 use support::kafka::Version;
 use support::kafka::cluster::{BROKERS, Cluster};
 use support::process::{Fluxmill, Signal};
@@ -38,6 +39,10 @@ const ENGINES: usize = 2;
 /// Longer than the session of a member that hangs.
 const FROZEN: Duration = Duration::from_secs(8);
 
+/// How many replicas must have an event, and for how long a topic takes none.
+const IN_SYNC: &str = "min.insync.replicas";
+const REFUSED: Duration = Duration::from_secs(5);
+
 fn main() -> ExitCode {
     let mut suite = Suite::default();
     suite.kafka("at_least_once", at_least_once);
@@ -55,6 +60,7 @@ enum Fault {
     EngineFrozen,
     BrokerKilled,
     BrokerStopped,
+    LettersRefused,
 }
 
 impl Fault {
@@ -66,6 +72,7 @@ impl Fault {
             Self::EngineFrozen => "engine frozen for longer than its session",
             Self::BrokerKilled => "broker killed (-9), started again",
             Self::BrokerStopped => "broker stopped in order, started again",
+            Self::LettersRefused => "dead-letter topic takes nothing for a while",
         }
     }
 
@@ -75,8 +82,9 @@ impl Fault {
             10..12 => Self::EngineStopped,
             12..14 => Self::EngineAdded,
             14..16 => Self::EngineFrozen,
-            16..19 => Self::BrokerKilled,
-            _ => Self::BrokerStopped,
+            16..18 => Self::BrokerKilled,
+            18 => Self::BrokerStopped,
+            _ => Self::LettersRefused,
         }
     }
 }
@@ -176,6 +184,12 @@ impl World<'_> {
                 self.wait_for_more()?;
                 self.cluster.restart(broker)?;
             }
+            Fault::LettersRefused => {
+                let client = self.cluster.client();
+                client.set(&self.chain.dead, IN_SYNC, &(BROKERS + 1).to_string())?;
+                pace(REFUSED);
+                client.set(&self.chain.dead, IN_SYNC, "2")?;
+            }
         }
         self.wait_for_more()
     }
@@ -235,6 +249,7 @@ fn run(
         World { case, cluster, chain, engines: Vec::new(), gave_up: 0, random: fastrand::Rng::with_seed(seed) };
     world.cluster.wait_until_in_sync()?;
     let start = Instant::now();
+    let reader = Follower::start(&feeder, &world.chain.to)?;
     let load = feeder.feed_at(RATE, &world.chain.from, event)?;
     for engine in 0..ENGINES {
         let started = world.start(engine)?;
@@ -252,6 +267,9 @@ fn run(
     for engine in std::mem::take(&mut world.engines) {
         world.stop(engine)?;
     }
+    // Who reads along sees what is there in the end, and in that order: no event that was undone, none late.
+    let (along, afterwards) = (reader.finish()?, feeder.read(&world.chain.to)?);
+    ensure!(along == afterwards, "read along: {} events, afterwards: {}", along.len(), afterwards.len());
     let reports = reports(&world)?;
     let mut table = String::new();
     for (fault, times) in &happened {

@@ -23,6 +23,9 @@ fn main() -> ExitCode {
     suite.kafka("a_function_can_be_tried_out", a_function_can_be_tried_out);
     suite.kafka("an_event_is_not_replayed_for_ever", an_event_is_not_replayed_for_ever);
     suite.kafka("what_cannot_be_done_is_said", what_cannot_be_done_is_said);
+    suite.kafka("a_topic_that_is_gone_ends_the_run", a_topic_that_is_gone_ends_the_run);
+    suite.kafka("a_topic_that_is_gone_is_waited_for", a_topic_that_is_gone_is_waited_for);
+    suite.kafka("a_transaction_waits_for_a_topic_that_is_gone", a_transaction_waits_for_a_topic_that_is_gone);
     suite.run()
 }
 
@@ -301,5 +304,66 @@ fn what_cannot_be_done_is_said(case: &Case) -> anyhow::Result<()> {
     let file = case.write("stops.yaml", &stops)?.display().to_string();
     let ended = case.start(["dead-letter", "list", &file], &letters.setup.brokers, &[])?.finish(LIMIT)?;
     ensure!(ended.code == Some(2) && ended.stderr.contains("has no dead letters"), "{}", ended.stderr);
+    Ok(())
+}
+
+/// What a run says whose dead letters have no topic.
+const GONE: &str = "and its dead letter cannot be published";
+
+/// A run whose dead letters have lost their topic, and has met more events since: of 20, the 3rd, 7th and 13th fail.
+fn without_letters(case: &Case, setup: &Setup, yaml: &str) -> anyhow::Result<Fluxmill> {
+    let file = case.write("chain.yaml", yaml)?;
+    let run = setup.run(case, &file, &["events failed", GONE])?;
+    setup.client.produce(&setup.chain.from, (0..10).map(event))?;
+    setup.wait_for_commits()?;
+    setup.client.delete_topic(&setup.chain.dead)?;
+    setup.client.produce(&setup.chain.from, (10..20).map(event))?;
+    Ok(run)
+}
+
+fn a_topic_that_is_gone_ends_the_run(case: &Case) -> anyhow::Result<()> {
+    let setup = Setup::shared(case, 1, Some("faulty"))?;
+    let ended = without_letters(case, &setup, &setup.chain.yaml())?.finish(LIMIT)?;
+    ensure!(ended.code == Some(1), "{:?}", ended.code);
+    ensure!(ended.stderr.contains(GONE) && ended.stderr.contains(&setup.chain.dead), "{}", ended.stderr);
+    let confirmed = setup.client.committed(&setup.chain.from, &setup.chain.from)?;
+    ensure!(confirmed[&0] <= 13, "the event at 13 has no dead letter: {confirmed:?}");
+    Ok(())
+}
+
+fn a_topic_that_is_gone_is_waited_for(case: &Case) -> anyhow::Result<()> {
+    let setup = Setup::shared(case, 1, Some("faulty"))?;
+    ensure_waits(case, &setup)?;
+    let out = counted(&setup.client.read(&setup.chain.to)?);
+    ensure!(out.len() == 17, "{out:?}");
+    Ok(())
+}
+
+fn a_transaction_waits_for_a_topic_that_is_gone(case: &Case) -> anyhow::Result<()> {
+    let mut setup = Setup::shared(case, 1, Some("faulty"))?;
+    // Whichever client is asked for: transactions are this one's.
+    setup.chain.client = Some("client: columnar".to_owned());
+    setup.chain.pipeline.push("delivery: exactly_once".to_owned());
+    ensure_waits(case, &setup)?;
+    let out = counted(&setup.client.read(&setup.chain.to)?);
+    ensure!(out.len() == 17 && out.values().all(|times| *times == 1), "{out:?}");
+    let dead = counted(&setup.client.read(&setup.chain.dead)?);
+    ensure!(dead.values().all(|times| *times == 1), "{dead:?}");
+    Ok(())
+}
+
+/// A run waits for the topic of its dead letters, confirms nothing meanwhile that needs one, and goes on when it is
+/// there again.
+fn ensure_waits(case: &Case, setup: &Setup) -> anyhow::Result<()> {
+    let yaml = setup.chain.yaml().replace("} } }\n", "} }, when_missing: wait }\n");
+    let mut run = without_letters(case, setup, &yaml)?;
+    run.process().wait_for_line(LIMIT, "waits until the topic is there again")?;
+    let confirmed = setup.client.committed(&setup.chain.from, &setup.chain.from)?;
+    ensure!(confirmed[&0] <= 13, "the event at 13 has no dead letter: {confirmed:?}");
+    setup.client.create_topic(&setup.chain.dead, 1, &[])?;
+    setup.wait_for_commits()?;
+    run.stop(LIMIT)?;
+    let dead = counted(&setup.client.read(&setup.chain.dead)?);
+    ensure!(dead.keys().eq(["reject 13"].iter()), "{dead:?}");
     Ok(())
 }

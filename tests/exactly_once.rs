@@ -2,21 +2,27 @@
 //! doubled or out of order, however the process ends.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
-use support::setup::{LIMIT, Setup};
+use anyhow::ensure;
+use support::setup::{KEYS, LIMIT, Setup};
 use support::suite::{Case, Suite};
 use support::wait::wait_until;
+use support::workload::numbered;
 
 mod support;
 
 /// How often a process is killed.
 const KILLS: usize = 5;
+/// Part of what a process says that did not poll in time.
+const LATE: &str = "maximum poll interval (6000ms) exceeded";
 /// Parts of the WARN lines of a process whose transaction was given up, or whose broker went away.
-const AGAIN: [&str; 7] = [
+const AGAIN: [&str; 8] = [
     ": no answer for ",
     ": no coordinator for ",
     "is processed again",
     "group session timed out",
+    LATE,
     "partitions were lost",
     "is not reachable",
     "look up where to begin",
@@ -30,7 +36,10 @@ fn main() -> ExitCode {
     suite.kafka("kill_9_under_another_name", kill_9_under_another_name);
     suite.kafka("a_second_process_joins_and_leaves", a_second_process_joins_and_leaves);
     suite.kafka("a_frozen_process_is_fenced", a_frozen_process_is_fenced);
+    suite.kafka("a_transaction_that_is_too_old_is_undone", a_transaction_that_is_too_old_is_undone);
+    suite.kafka("a_process_that_does_not_poll_in_time", a_process_that_does_not_poll_in_time);
     suite.kafka("a_killed_broker", a_killed_broker);
+    suite.kafka("transactions_are_cut_off_by_count", transactions_are_cut_off_by_count);
     suite.run()
 }
 
@@ -97,9 +106,42 @@ fn a_frozen_process_is_fenced(case: &Case) -> anyhow::Result<()> {
     ensure_exactly_once(case, &setup, events)
 }
 
+/// The broker ends the transaction of a process that hangs, though its session goes on.
+fn a_transaction_that_is_too_old_is_undone(case: &Case) -> anyhow::Result<()> {
+    let mut setup = setup(case, None)?;
+    setup.chain.properties = vec!["transaction.timeout.ms: \"2000\""];
+    let (events, said) = setup.hang(case, Duration::from_secs(5), &AGAIN)?;
+    ensure!(said.contains("the pipeline begins anew"), "{said}");
+    ensure_exactly_once(case, &setup, events)
+}
+
+/// Whoever does not poll for `max.poll.interval.ms` is out of the group, whatever its transaction says.
+fn a_process_that_does_not_poll_in_time(case: &Case) -> anyhow::Result<()> {
+    let mut setup = setup(case, None)?;
+    setup.chain.properties.push("max.poll.interval.ms: \"6000\"");
+    let (events, said) = setup.hang(case, Duration::from_secs(8), &AGAIN)?;
+    ensure!(said.matches(LATE).count() == 1 && said.contains("the pipeline begins anew"), "{said}");
+    ensure_exactly_once(case, &setup, events)
+}
+
 fn a_killed_broker(case: &Case) -> anyhow::Result<()> {
     let mut kafka = case.own_kafka()?;
     let setup = setup_on(case, kafka.brokers(), None)?;
     let events = setup.kill_broker(case, &mut kafka, &AGAIN)?;
     ensure_exactly_once(case, &setup, events)
+}
+
+fn transactions_are_cut_off_by_count(case: &Case) -> anyhow::Result<()> {
+    const EVENTS: u64 = 100_000;
+    let mut setup = setup(case, None)?;
+    let lines = ["batch: { max_events: 100 }", "commit: { interval: 5s, max_events: 1000 }"];
+    setup.chain.pipeline.extend(lines.map(str::to_owned));
+    setup.client.produce(&setup.chain.from, (0..EVENTS).map(|number| numbered(number, KEYS)))?;
+    let file = case.write("chain.yaml", &setup.chain.yaml())?;
+    setup.catch_up(case, &file, &[])?;
+    ensure_exactly_once(case, &setup, EVENTS)?;
+    // Each transaction leaves a marker in each partition that it wrote to; by time alone there would be a few.
+    let markers = setup.client.count(&[&setup.chain.to])? - i64::try_from(EVENTS)?;
+    ensure!(markers >= 4 * 20, "{markers} markers of transactions, in four partitions");
+    Ok(())
 }

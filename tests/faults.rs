@@ -18,7 +18,8 @@ use fluxmill::delivery::{Slot, Tracker};
 use fluxmill::event::{BatchBuilder, Origin, Publication};
 use fluxmill::intake::{Bell, Lanes};
 use fluxmill::spec::{
-    BatchLimits, ColumnarSettings, Compression, KafkaClient, KafkaConnection, KafkaSourceSpec, Order, StartOffset,
+    BatchLimits, ColumnarSettings, CommitSpec, Compression, Guarantee, KafkaClient, KafkaConnection, KafkaSourceSpec,
+    Order, StartOffset,
 };
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
@@ -450,6 +451,7 @@ impl Reading {
             tracker,
             bell: bell.clone(),
             stop: stop.clone(),
+            commit: CommitSpec::of(Guarantee::AtLeastOnce),
             caught_up: None,
             drain_timeout: LIMIT,
         };

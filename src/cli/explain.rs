@@ -11,7 +11,7 @@ use crate::config::{columnar_settings, show_duration, show_size};
 use crate::spec::{
     ChainSpec, ColumnarSettings, ConnectionSpec, DATA_PROPERTIES, FunctionSpec, Guarantee, KafkaClient,
     KafkaConnection, LastResort, Order, PipelineSpec, SaslSpec, SourceSpec, StartOffset, TargetSpec, TokenSource,
-    TopicSpec, is_secret,
+    TopicSpec, WhenMissing, is_secret,
 };
 
 /// Characters of settings in one line.
@@ -25,12 +25,11 @@ const AT_LEAST_ONCE: &str = "  guarantee: at least once
 ";
 const EXACTLY_ONCE: &str =
     "  guarantee: exactly once, for readers of committed events (`isolation.level=read_committed`)
-  What events became, their dead letters and their offsets are committed together, in a transaction for each tenth of
-  a second. A crash undoes the transaction that was open, and its events are run again; what was undone is never seen.
+  What events became, their dead letters and their offsets are committed together, one transaction after the other.
+  A crash undoes the transaction that was open, and its events are run again; what was undone is never seen.
   Readers of uncommitted events see it, and then its events once more. An event that waits for its retry holds the
   transaction that it is in.
-  Readers see events when their transaction is committed: about a tenth of a second later, or as long as the slowest
-  batch takes.
+  Readers see events when their transaction is committed: as often as `commit` says, or as the slowest batch allows.
 ";
 
 const BY_PARTITION: &str =
@@ -223,6 +222,9 @@ fn explain_pipeline(out: &mut String, pipeline: &PipelineSpec) {
         },
     );
     line(out, "lanes", format!("{} at once", pipeline.lanes));
+    let (interval, commit) = (show_duration(pipeline.commit.interval), &pipeline.commit);
+    let events = commit.max_events.map_or_else(String::new, |events| format!(", or after {events} events"));
+    line(out, "commit", format!("every {interval}{events}"));
     match limits {
         None => line(out, "function", "none: events are copied as they are"),
         Some(function) => explain_function(out, function),
@@ -248,7 +250,13 @@ fn explain_pipeline(out: &mut String, pipeline: &PipelineSpec) {
         out,
         "then",
         match &pipeline.on_error.then {
-            LastResort::DeadLetter(to) => format!("dead letter -> {}", target(to)),
+            LastResort::DeadLetter(to) => {
+                let waits = match pipeline.on_error.when_missing {
+                    WhenMissing::Stop => "",
+                    WhenMissing::Wait => ", waited for while it is missing",
+                };
+                format!("dead letter -> {}{waits}", target(to))
+            }
             LastResort::Stop => "stop".to_owned(),
             LastResort::Drop => "drop".to_owned(),
         },

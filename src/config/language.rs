@@ -199,6 +199,8 @@ objects! {
         lanes: Whole<1, 256> = optional("the machine's cores"),
         /// What is promised of every event.
         delivery: Delivery = default("at_least_once"),
+        /// How often progress is confirmed to the broker.
+        commit: Commit = default("{}"),
         /// The function.
         function: Function = optional("none: events are copied"),
         /// Where events go, when there is one output. The function knows it as `default`. Write either `to` or `outputs`.
@@ -207,6 +209,15 @@ objects! {
         outputs: Map<OutputKey, Target> = optional("`to`"),
         /// What happens to events that fail.
         on_error: OnError = default("{}"),
+    }
+    later {}
+
+    /// How often progress is confirmed to the broker: what is not is processed again after a crash. With `delivery: exactly_once` it is how often a transaction is committed, and so how long what came out waits to be seen.
+    struct Commit {
+        /// The time in between.
+        interval: Millis<1, 60_000> = optional("200ms; 100ms with `delivery: exactly_once`"),
+        /// Events after which a transaction is committed before that time is over, as soon as a batch ends. With `delivery: exactly_once` only.
+        max_events: Whole<1, 1_000_000_000> = optional("no bound"),
     }
     later {}
 
@@ -313,6 +324,8 @@ objects! {
     struct DeadLetter {
         /// Where it goes.
         dead_letter: Target = required,
+        /// What happens while that topic is gone: `stop` or `wait`.
+        when_missing: WhenMissing = default("stop"),
     }
     later {}
 }
@@ -366,6 +379,15 @@ words! {
         Stop = "stop",
         /// the event is counted and forgotten
         Drop = "drop",
+    }
+    later {}
+
+    /// What happens while the topic of the dead letters is gone. Nothing is confirmed that needs it, whatever this says.
+    enum WhenMissing {
+        /// the pipeline ends with an error, and the chain with it
+        Stop = "stop",
+        /// the pipeline reads nothing until the topic is there again; then it begins anew, and what is not confirmed is processed again
+        Wait = "wait",
     }
     later {}
 }

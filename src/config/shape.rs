@@ -117,7 +117,7 @@ impl Shape {
             Shape::Duration { .. } => "a duration with its unit".to_owned(),
             Shape::Range { .. } => "two durations".to_owned(),
             Shape::Words(words) => one_of(words.iter().map(|word| word.word)),
-            Shape::Object(object) if object.fields.len() == 1 => format!("`{}`", object.sample()),
+            Shape::Object(object) if object.has_one_required() => format!("`{}`", object.sample()),
             Shape::Object(_) | Shape::Map { .. } => "a mapping".to_owned(),
             Shape::List(_) => "a list".to_owned(),
             Shape::Any(shapes) => shapes.iter().map(Shape::noun).collect::<Vec<_>>().join(" or "),
@@ -143,6 +143,11 @@ impl Shape {
 }
 
 impl Object {
+    /// Whether one key is all that must be written: it then says best what is meant.
+    fn has_one_required(&self) -> bool {
+        self.fields.iter().filter(|field| field.need == Need::Required).count() == 1
+    }
+
     fn sample(&self) -> String {
         // `to` may be left out for `outputs` only, and a password for a token: what must be written includes them.
         let must =

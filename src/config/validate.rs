@@ -14,7 +14,7 @@ mod wiring;
 use std::collections::BTreeMap;
 
 use super::error::{Kind, Mistake, Span};
-use super::language::{Delivery, File, Function, LastWord, Order as OrderWord, Pipeline, Target, Then};
+use super::language::{Delivery, File, Function, LastWord, Order as OrderWord, Pipeline, Target, Then, WhenMissing};
 use super::read::{Field, Named};
 use super::scalar::{ConnectionName, Text};
 use super::units::{show_millis, show_size};
@@ -89,6 +89,10 @@ impl Validator<'_> {
                 let retry = value.on_error.value.as_ref().and_then(|on_error| on_error.retry.value.as_ref());
                 let place = retry.map_or(&value.delivery.span, |retry| &retry.max_age.span);
                 self.mistakes.extend(transactions::bound_age(made, &connections, place));
+                if let Some(commit) = &value.commit.value {
+                    let places = [&commit.interval.span, &commit.max_events.span];
+                    self.mistakes.extend(transactions::bound_commit(made, &connections, places));
+                }
             }
             pipelines.extend(made);
         }
@@ -204,7 +208,12 @@ impl Validator<'_> {
         let function = pipeline.function.value.as_ref().map(|function| self.function(pipeline, function));
         let batch = pipeline.batch.value.as_ref()?;
         let lanes = pipeline.lanes.value.map_or(self.context.cores.clamp(1, 256), |lanes| lanes.0 as usize);
-        let spec = spec::PipelineSpec {
+        let guarantee = pipeline.delivery.value.map(|delivery| match delivery {
+            Delivery::AtLeastOnce => spec::Guarantee::AtLeastOnce,
+            Delivery::ExactlyOnce => spec::Guarantee::ExactlyOnce,
+        })?;
+        let commit = pipeline.commit.value.as_ref()?;
+        let mut spec = spec::PipelineSpec {
             name: entry.name.clone(),
             source: source?,
             batch: spec::BatchLimits {
@@ -218,14 +227,18 @@ impl Validator<'_> {
                 OrderWord::None => spec::Order::None,
             })?,
             lanes,
-            guarantee: pipeline.delivery.value.map(|delivery| match delivery {
-                Delivery::AtLeastOnce => spec::Guarantee::AtLeastOnce,
-                Delivery::ExactlyOnce => spec::Guarantee::ExactlyOnce,
-            })?,
+            guarantee,
+            commit: spec::CommitSpec {
+                max_events: commit.max_events.value.map(|events| events.0),
+                ..spec::CommitSpec::of(guarantee)
+            },
             function: function.map_or(Some(None), |function| function.map(Some))?,
             outputs: outputs?,
             on_error: on_error?,
         };
+        if let Some(interval) = commit.interval.value {
+            spec.commit.interval = interval.duration();
+        }
         named.then_some(spec)
     }
 
@@ -355,10 +368,15 @@ impl Validator<'_> {
         home: Option<String>,
     ) -> Option<spec::OnErrorSpec> {
         let on_error = pipeline.on_error.value.as_ref()?;
+        let mut when_missing = spec::WhenMissing::Stop;
         let then = match &on_error.then.value {
             Some(Then::Word(LastWord::Stop)) => Some(spec::LastResort::Stop),
             Some(Then::Word(LastWord::Drop)) => Some(spec::LastResort::Drop),
             Some(Then::DeadLetter(dead)) => {
+                when_missing = match dead.when_missing.value? {
+                    WhenMissing::Stop => spec::WhenMissing::Stop,
+                    WhenMissing::Wait => spec::WhenMissing::Wait,
+                };
                 let target = dead.dead_letter.value.as_ref();
                 target.and_then(|target| self.target(nth, target, Role::DeadLetter)).map(spec::LastResort::DeadLetter)
             }
@@ -373,7 +391,7 @@ impl Validator<'_> {
             backoff_max: backoff.high,
             max_age: retry.max_age.value.map(|age| age.duration()),
         };
-        Some(spec::OnErrorSpec { retry, then: then? })
+        Some(spec::OnErrorSpec { retry, then: then?, when_missing })
     }
 
     fn default_dead_letter(

@@ -23,6 +23,8 @@ struct State {
     open: Option<SetNumber>,
     /// Batches that have not ended, by set; none with 0.
     left: BTreeMap<SetNumber, usize>,
+    /// Events of the set that is being filled, without those of batches that are still being filled themselves.
+    filled: u64,
 }
 
 /// The sets of one source. Shared by the source, which cuts them, and the batches of its lanes.
@@ -39,6 +41,19 @@ impl Sets {
         let set = state.filling;
         *state.left.entry(set).or_default() += 1;
         set
+    }
+
+    /// A batch of this set is full, with so many events.
+    pub fn fill(&self, set: SetNumber, events: u64) {
+        let mut state = self.lock();
+        if state.filling == set {
+            state.filled += events;
+        }
+    }
+
+    /// Events in the full batches of the set that is being filled.
+    pub fn filled(&self) -> u64 {
+        self.lock().filled
     }
 
     /// A batch of this set has ended.
@@ -63,6 +78,7 @@ impl Sets {
         let mut state = self.lock();
         let closed = state.filling;
         state.filling.0 += 1;
+        state.filled = 0;
         closed
     }
 
@@ -113,6 +129,21 @@ mod tests {
         sets.end(later);
         sets.end(two);
         assert!(sets.is_ended(first) && sets.is_ended(later));
+    }
+
+    #[test]
+    fn a_set_counts_the_events_of_its_full_batches() {
+        let sets = Sets::default();
+        let first = sets.begin();
+        sets.fill(first, 7);
+        sets.fill(first, 3);
+        assert_eq!(sets.filled(), 10);
+        sets.cut();
+        // A batch that was open when its set was cut off.
+        sets.fill(first, 5);
+        assert_eq!(sets.filled(), 0);
+        sets.fill(sets.begin(), 2);
+        assert_eq!(sets.filled(), 2);
     }
 
     #[test]

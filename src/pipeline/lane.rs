@@ -12,7 +12,7 @@ use futures_util::{FutureExt, StreamExt, TryFutureExt};
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
-use crate::broker::{Acknowledgement, BrokerError, Sink};
+use crate::broker::{Acknowledgement, BrokerError, BrokerErrorKind, Sink};
 use crate::delivery::Token;
 use crate::event::{EventBatch, Publication};
 use crate::function::Transform;
@@ -59,6 +59,16 @@ pub enum LaneError {
         by: FailedBy,
         /// The details, in words.
         reason: String,
+    },
+    /// The topic of the dead letters is gone. Nothing was confirmed.
+    #[error("event at {place} failed ({}), and its dead letter cannot be published: {source}", by.as_str())]
+    NoLetters {
+        /// Topic, partition and offset.
+        place: String,
+        /// What kind of failure the event had.
+        by: FailedBy,
+        /// What the broker says of the topic.
+        source: BrokerError,
     },
     /// An event failed and its dead letter was refused too. Nothing was confirmed.
     #[error("event at {place} failed ({}), and its dead letter was refused: {source}", by.as_str())]
@@ -279,8 +289,14 @@ impl<T: Transform, S: Sink> Lane<T, S> {
                 Err(LaneError::Stop { place, by: first.by, reason })
             }
             LastResort::DeadLetter(sink) => {
-                let letters = dead_letter::letters(&self.sender, batch, token, failed);
-                let report = sink.publish(Publication::unchanged(letters)).await?.await?;
+                let letters = Publication::unchanged(dead_letter::letters(&self.sender, batch, token, failed));
+                let published = async { sink.publish(letters).await?.await };
+                let report = published.await.map_err(|source| match source.kind {
+                    BrokerErrorKind::UnknownTopic => {
+                        LaneError::NoLetters { place: place(batch, token, first.row), by: first.by, source }
+                    }
+                    _ => LaneError::Broker(source),
+                })?;
                 match report.refused.into_iter().next() {
                     None => Ok(()),
                     Some((at, source)) => {

@@ -17,7 +17,8 @@ use crate::pipeline::dead_letter::Sender;
 use crate::pipeline::lane::{Lane, LastResort};
 use crate::pipeline::replay::Replay;
 use crate::spec::{
-    ChainSpec, ConnectionSpec, Guarantee, KafkaConnection, KafkaSourceSpec, PipelineSpec, SourceSpec, TargetSpec,
+    ChainSpec, CommitSpec, ConnectionSpec, Guarantee, KafkaConnection, KafkaSourceSpec, PipelineSpec, SourceSpec,
+    TargetSpec, WhenMissing,
 };
 use crate::telemetry::metrics::PipelineMetrics;
 
@@ -122,6 +123,11 @@ impl Plan {
         &self.spec.name
     }
 
+    /// How often progress is confirmed.
+    pub(super) fn commit(&self) -> CommitSpec {
+        self.spec.commit
+    }
+
     /// Puts the pipeline together. Nothing is consumed before it is run.
     ///
     /// # Errors
@@ -137,6 +143,18 @@ impl Plan {
         let intakes = Lanes::new(self.spec.lanes, self.spec.order, self.spec.batch, &tracker, &bell);
         let lanes = intakes.intakes().iter().map(|intake| self.lane(intake.clone(), &tracker, &sinks)).collect();
         Ok(Built { source, lanes, producers, drivers, intakes, tracker, bell })
+    }
+
+    /// The topic of the dead letters, where the pipeline waits while it is gone.
+    pub(super) fn awaited_letters(&self) -> Option<(&KafkaConnection, &str)> {
+        match &self.spec.on_error.then {
+            crate::spec::LastResort::DeadLetter(TargetSpec::Kafka { connection, topic })
+                if self.spec.on_error.when_missing == WhenMissing::Wait =>
+            {
+                Some((self.connection(connection), topic))
+            }
+            _ => None,
+        }
     }
 
     fn lane(

@@ -11,7 +11,7 @@ use crate::broker::kafka::KafkaSource;
 use crate::broker::{BrokerError, BrokerErrorKind, SourceContext, SourceEnd};
 use crate::delivery::Tracker;
 use crate::intake::{Bell, Delivery, Lanes};
-use crate::spec::{BatchLimits, KafkaConnection, KafkaSourceSpec, Order};
+use crate::spec::{BatchLimits, CommitSpec, Guarantee, KafkaConnection, KafkaSourceSpec, Order};
 
 /// The batches of a tap.
 const TAP_BATCH: BatchLimits = BatchLimits { max_events: 1000, max_bytes: 1 << 20, max_wait: Duration::ZERO };
@@ -38,6 +38,7 @@ pub fn tap(connection: &KafkaConnection, spec: &KafkaSourceSpec, client: &str) -
         tracker,
         bell: bell.clone(),
         stop: stop.clone(),
+        commit: CommitSpec::of(Guarantee::AtLeastOnce),
         caught_up: None,
         drain_timeout: Duration::ZERO,
     };

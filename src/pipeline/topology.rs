@@ -128,9 +128,14 @@ mod tests {
             order: Order::Partition,
             lanes: 1,
             guarantee: Guarantee::AtLeastOnce,
+            commit: CommitSpec::of(Guarantee::AtLeastOnce),
             function: None,
             outputs: to.iter().map(|topic| OutputSpec { name: (*topic).into(), target: kafka(topic) }).collect(),
-            on_error: OnErrorSpec { retry, then: LastResort::DeadLetter(kafka(&format!("{name}.dead"))) },
+            on_error: OnErrorSpec {
+                retry,
+                then: LastResort::DeadLetter(kafka(&format!("{name}.dead"))),
+                when_missing: WhenMissing::Stop,
+            },
         }
     }
 

@@ -12,7 +12,8 @@ use fluxmill::delivery::{Slot, Tracker};
 use fluxmill::event::{BatchBuilder, EventBatch, Origin, Publication};
 use fluxmill::intake::{Bell, Delivery, Intake, Lanes};
 use fluxmill::spec::{
-    BatchLimits, ColumnarSettings, KafkaClient, KafkaConnection, KafkaSourceSpec, Order, StartOffset,
+    BatchLimits, ColumnarSettings, CommitSpec, Guarantee, KafkaClient, KafkaConnection, KafkaSourceSpec, Order,
+    StartOffset,
 };
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
@@ -227,6 +228,7 @@ impl Setup {
             tracker,
             bell: bell.clone(),
             stop: stop.clone(),
+            commit: CommitSpec::of(Guarantee::AtLeastOnce),
             caught_up: self.until_caught_up.then_some(caught_up),
             drain_timeout: self.drain_timeout,
         };

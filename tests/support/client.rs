@@ -1,5 +1,7 @@
 //! The tests' own Kafka client: makes topics, produces the workload, reads everything back with all its bytes.
 
+mod topics;
+
 use std::collections::BTreeMap;
 use std::ffi::CStr;
 use std::sync::Arc;
@@ -8,8 +10,6 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
-use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Header, OwnedHeaders};
@@ -113,7 +113,7 @@ impl Client {
         config
     }
 
-    fn consumer(&self) -> anyhow::Result<BaseConsumer> {
+    pub(crate) fn consumer(&self) -> anyhow::Result<BaseConsumer> {
         // Never a member of a group: partitions are assigned by hand; the client wants a name all the same.
         let mut config = self.config();
         config.set("group.id", "tests").set("enable.auto.commit", "false").set("fetch.message.max.bytes", LARGEST);
@@ -126,54 +126,6 @@ impl Client {
         self.consumer().is_ok_and(|consumer| {
             consumer.fetch_metadata(None, Duration::from_secs(2)).is_ok_and(|found| !found.brokers().is_empty())
         })
-    }
-
-    /// Makes a topic with these settings, kept as often as the brokers say by default.
-    ///
-    /// # Errors
-    /// When the broker refuses, or it exists.
-    pub(crate) fn create_topic(&self, topic: &str, partitions: i32, settings: &[(&str, &str)]) -> anyhow::Result<()> {
-        let admin: AdminClient<DefaultClientContext> = self.config().create()?;
-        let mut new = NewTopic::new(topic, partitions, TopicReplication::Fixed(-1));
-        for (name, value) in settings {
-            new = new.set(name, value);
-        }
-        let options = AdminOptions::new().request_timeout(Some(REQUEST)).operation_timeout(Some(REQUEST));
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        for result in runtime.block_on(admin.create_topics([&new], &options))? {
-            result.map_err(|(topic, code)| anyhow::anyhow!("creating {topic}: {code}"))?;
-        }
-        Ok(())
-    }
-
-    /// Deletes a topic.
-    ///
-    /// # Errors
-    /// When the broker refuses.
-    pub(crate) fn delete_topic(&self, topic: &str) -> anyhow::Result<()> {
-        let admin: AdminClient<DefaultClientContext> = self.config().create()?;
-        let options = AdminOptions::new().request_timeout(Some(REQUEST)).operation_timeout(Some(REQUEST));
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        for result in runtime.block_on(admin.delete_topics(&[topic], &options))? {
-            result.map_err(|(topic, code)| anyhow::anyhow!("deleting {topic}: {code}"))?;
-        }
-        Ok(())
-    }
-
-    /// Takes all events of a partition before this offset away.
-    ///
-    /// # Errors
-    /// When the broker refuses.
-    pub(crate) fn delete_before(&self, topic: &str, partition: i32, offset: i64) -> anyhow::Result<()> {
-        let admin: AdminClient<DefaultClientContext> = self.config().create()?;
-        let mut before = TopicPartitionList::new();
-        before.add_partition_offset(topic, partition, Offset::Offset(offset))?;
-        let options = AdminOptions::new().request_timeout(Some(REQUEST)).operation_timeout(Some(REQUEST));
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        for element in runtime.block_on(admin.delete_records(&before, &options))?.elements() {
-            element.error()?;
-        }
-        Ok(())
     }
 
     /// The topics of the broker, its own left out.
@@ -407,7 +359,7 @@ impl Record {
 }
 
 impl Received {
-    fn from_message(message: &BorrowedMessage<'_>) -> anyhow::Result<Self> {
+    pub(crate) fn from_message(message: &BorrowedMessage<'_>) -> anyhow::Result<Self> {
         Ok(Self {
             partition: message.partition(),
             offset: message.offset(),

@@ -11,13 +11,13 @@ use super::client::{Client, Feeder};
 use super::kafka::Kafka;
 use super::process::{Fluxmill, Signal};
 use super::suite::Case;
-use super::wait::wait_until;
+use super::wait::{pace, wait_until};
 use super::workload::{Value, numbered, received, sent};
 
 /// The longest that a part of a test may take on a loaded machine.
 pub(crate) const LIMIT: Duration = Duration::from_secs(120);
 /// Keys of the load.
-const KEYS: u64 = 1_000;
+pub(crate) const KEYS: u64 = 1_000;
 /// How many events have to come out between two disturbances.
 const MORE: i64 = 20_000;
 
@@ -155,6 +155,21 @@ impl Setup {
         frozen.stop(LIMIT)?;
         second.stop(LIMIT)?;
         Ok(events)
+    }
+
+    /// A process that hangs for a while, alone in its group. Gives what it said, too.
+    pub(crate) fn hang(&self, case: &Case, time: Duration, expected: &[&str]) -> anyhow::Result<(u64, String)> {
+        let file = case.write("chain.yaml", &self.chain.yaml())?;
+        let load = self.feed()?;
+        let mut run = self.run(case, &file, expected)?;
+        self.wait_for_more()?;
+        run.process().signal(Signal::Stop)?;
+        pace(time);
+        run.process().signal(Signal::Continue)?;
+        self.wait_for_more()?;
+        let events = load.finish()?;
+        self.wait_for_commits()?;
+        Ok((events, run.stop(LIMIT)?.stderr))
     }
 
     /// The broker is killed twice, and comes back.

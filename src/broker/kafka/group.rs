@@ -27,10 +27,6 @@ use crate::spec::{KafkaConnection, KafkaSourceSpec, StartOffset};
 
 /// How long the first connection may take.
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// How often progress is committed.
-const COMMIT_INTERVAL: Duration = Duration::from_millis(200);
-/// How often a transaction is cut off: how long what it holds waits to be seen, at the least.
-const TRANSACTION_INTERVAL: Duration = Duration::from_millis(100);
 /// How long the last commit of a partition may take after its events have ended.
 const LAST_COMMIT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long to wait after start offsets could not be looked up.
@@ -136,6 +132,7 @@ pub(super) struct Group {
     member: Option<String>,
     /// By which offsets are committed; none when they are committed by themselves.
     transactions: Option<Transactions>,
+    commit_interval: Duration,
     commit_at: Instant,
     commit_action: String,
     drain_timeout: Duration,
@@ -183,7 +180,8 @@ impl Group {
             commits: Commits::default(),
             member: None,
             transactions,
-            commit_at: Instant::now() + COMMIT_INTERVAL,
+            commit_interval: context.commit.interval,
+            commit_at: Instant::now() + context.commit.interval,
             commit_action: format!("commit offsets of group {} on {address}", spec.group),
             // The broker takes a member that does not answer a rebalance within its poll interval for dead.
             drain_timeout: context.drain_timeout.min(most),
@@ -385,7 +383,7 @@ impl Group {
             self.consumer.context().lines().warn("OVERDUE", &text);
         }
         let Some(transactions) = &mut self.transactions else {
-            self.commit_at = now + COMMIT_INTERVAL;
+            self.commit_at = now + self.commit_interval;
             self.commits.note(&self.tracker);
             if !self.commits.may_send(now) || !self.is_same_member() {
                 return Ok(());
@@ -401,7 +399,7 @@ impl Group {
             self.health.works();
         }
         if transactions.is_settled() {
-            self.commit_at = now + TRANSACTION_INTERVAL;
+            self.commit_at = now + self.commit_interval;
         }
         Ok(())
     }

@@ -27,10 +27,10 @@ impl Lines {
     /// A line of librdkafka's own.
     pub(super) fn line(&self, level: RDKafkaLogLevel, kind: &str, text: &str) {
         use RDKafkaLogLevel as Level;
-        // Connection failures come again as error events, which are told apart and reported there; settings of the
-        // other kind of client are told of because one connection's properties serve both.
+        // Connection failures and polls that were late come again as error events, which are told apart and reported
+        // there; settings of the other kind of client are told of because one connection's properties serve both.
         // And a broker that has just started is asked again for a producer id until it has one.
-        let known = matches!(kind, "FAIL" | "ERROR" | "CONFWARN" | "COMMITFAIL")
+        let known = matches!(kind, "FAIL" | "ERROR" | "CONFWARN" | "COMMITFAIL" | "MAXPOLL")
             || (text.contains("Failed to acquire idempotence PID") && text.ends_with("retrying"));
         match level {
             _ if known => tracing::debug!(target: "fluxmill::kafka", client = self.client, "{kind}: {text}"),

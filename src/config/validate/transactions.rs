@@ -4,7 +4,48 @@ use std::collections::BTreeMap;
 
 use crate::config::error::{Kind, Mistake, Span};
 use crate::config::show_duration;
-use crate::spec::{ConnectionSpec, Guarantee, KafkaClient, LastResort, PipelineSpec, SourceSpec, TargetSpec};
+use crate::spec::{
+    ColumnarSettings, ConnectionSpec, Guarantee, KafkaClient, LastResort, PipelineSpec, SourceSpec, TargetSpec,
+};
+
+/// Bounds the time and the number of events between two commits. `places` are those of `interval` and `max_events`.
+pub(super) fn bound_commit(
+    pipeline: &PipelineSpec,
+    connections: &BTreeMap<String, ConnectionSpec>,
+    [interval, max_events]: [&Span; 2],
+) -> Option<Mistake> {
+    if pipeline.guarantee == Guarantee::AtLeastOnce {
+        let message = "`max_events` is for transactions, and `delivery: at_least_once` has none".to_owned();
+        let help = "delete it, or write `delivery: exactly_once`; `interval` works with both";
+        let mistake = || Mistake::at(Kind::ExactlyOnce, max_events.clone(), message).help(help);
+        return pipeline.commit.max_events.map(|_| mistake());
+    }
+    let most = settings(pipeline, connections)?.transaction_age_max();
+    let written = pipeline.commit.interval;
+    (written > most).then(|| {
+        let message = format!(
+            "`interval: {}` is more than half of `transaction.timeout.ms`, {}",
+            show_duration(written),
+            show_duration(most * 2)
+        );
+        let help =
+            format!("the broker ends a transaction that is older: write `interval: {}` or less", show_duration(most));
+        Mistake::at(Kind::ExactlyOnce, interval.clone(), message).help(help)
+    })
+}
+
+/// What the columnar client of a pipeline's input is set to.
+fn settings<'a>(
+    pipeline: &PipelineSpec,
+    connections: &'a BTreeMap<String, ConnectionSpec>,
+) -> Option<&'a ColumnarSettings> {
+    let SourceSpec::Kafka(source) = &pipeline.source;
+    let ConnectionSpec::Kafka(connection) = connections.get(&source.connection)?;
+    match &connection.client {
+        KafkaClient::Columnar(settings) => Some(settings),
+        KafkaClient::Librdkafka => None,
+    }
+}
 
 /// Every mistake of a pipeline, told at the place of its `delivery`.
 pub(super) fn check(
@@ -46,11 +87,11 @@ pub(super) fn bound_age(
     connections: &BTreeMap<String, ConnectionSpec>,
     place: &Span,
 ) -> Option<Mistake> {
-    let SourceSpec::Kafka(source) = &pipeline.source;
-    let ConnectionSpec::Kafka(connection) = connections.get(&source.connection)?;
-    let (Guarantee::ExactlyOnce, KafkaClient::Columnar(settings)) = (pipeline.guarantee, &connection.client) else {
+    if pipeline.guarantee == Guarantee::AtLeastOnce {
         return None;
-    };
+    }
+    let settings = settings(pipeline, connections)?;
+    let SourceSpec::Kafka(source) = &pipeline.source;
     let most = settings.transaction_age_max();
     let written = *pipeline.on_error.retry.max_age.get_or_insert(most);
     if written <= most {

@@ -30,6 +30,7 @@ log.message.timestamp.after.max.ms=9223372036854775807
 log.cleaner.backoff.ms=200
 offsets.topic.num.partitions=4
 transaction.state.log.num.partitions=4
+transaction.abort.timed.out.transaction.cleanup.interval.ms=1000
 log.cleaner.dedupe.buffer.size=4194304
 controller.listener.names=CONTROLLER
 inter.broker.listener.name=PLAINTEXT

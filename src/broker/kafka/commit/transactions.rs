@@ -43,6 +43,8 @@ pub(in super::super) struct Transactions {
     producer: Option<TransactionalProducer>,
     tracker: Arc<Tracker>,
     lanes: Lanes,
+    /// A set that holds so many events is cut off.
+    max_events: Option<u64>,
     phase: Phase,
     /// The commit that is under way.
     commit: Option<Commit>,
@@ -62,6 +64,7 @@ impl Transactions {
         mut producer: TransactionalProducer,
         tracker: Arc<Tracker>,
         lanes: Lanes,
+        max_events: Option<u64>,
     ) -> Result<Self, BrokerError> {
         inited(&mut producer).await.map_err(failed)?;
         producer.begin().map_err(failed)?;
@@ -70,6 +73,7 @@ impl Transactions {
             producer: Some(producer),
             tracker,
             lanes,
+            max_events,
             phase: Phase::Filling,
             commit: None,
             ended: None,
@@ -85,7 +89,7 @@ impl Transactions {
     /// Whether [`Transactions::advance`] would do something now.
     pub(in super::super) fn is_due(&self) -> bool {
         match self.phase {
-            Phase::Filling => false,
+            Phase::Filling => self.max_events.is_some_and(|most| sets(&self.tracker).filled() >= most),
             Phase::Closing(set) => self.may_commit(set),
             Phase::Committing(_) => self.ended.is_some(),
         }

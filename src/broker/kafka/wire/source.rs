@@ -59,7 +59,7 @@ impl ColumnarSource {
         let (tracker, lanes) = (context.tracker.clone(), context.lanes.clone());
         let transactions = match self.producer.take() {
             Some(producer) => tokio::select! {
-                begun = Transactions::begin(producer, tracker, lanes) => Some(begun?),
+                begun = Transactions::begin(producer, tracker, lanes, context.commit.max_events) => Some(begun?),
                 () = context.stop.cancelled() => return Ok(SourceEnd::Drained),
             },
             None => None,

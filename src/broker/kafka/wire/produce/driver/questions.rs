@@ -26,7 +26,9 @@ impl Driver {
                 let action = format!("publish to topic {} on {}", topic.name, self.shared.address);
                 let words = "it is gone, or was made anew with fewer partitions";
                 let reason = format!("{}: {words}", ErrorCode::UNKNOWN_TOPIC_OR_PARTITION);
-                self.shared.fail(topic, &BrokerError { kind: BrokerErrorKind::UnknownTopic, action, reason });
+                let error = BrokerError { kind: BrokerErrorKind::UnknownTopic, action, reason };
+                self.fail_transaction(&error);
+                self.shared.fail(topic, &error);
             }
         }
         if self.metadata.is_due(now, self.settings().metadata_age_max) && !topics.is_empty() {

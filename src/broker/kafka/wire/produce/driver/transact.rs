@@ -240,8 +240,13 @@ impl Driver {
             coordinators.forget(ask);
         }
         coordination.coordinators = Some(*coordinators);
-        if let Answer::Identity(producer) = answer {
-            self.begin_epoch(producer);
+        match answer {
+            Answer::Identity(producer) => self.begin_epoch(producer),
+            // A topic may be gone: nobody else looks, since nothing is sent to its leaders before it has joined.
+            Answer::Partitions(told) => {
+                self.metadata.wanted |= told.iter().any(|(_, code)| *code == ErrorCode::UNKNOWN_TOPIC_OR_PARTITION);
+            }
+            _ => {}
         }
         transaction.moved();
         finished.map_or(Ok(()), Err)
