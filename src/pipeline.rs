@@ -118,6 +118,9 @@ pub enum RunError {
         /// The deadline that passed.
         timeout: Duration,
     },
+    /// What would have been begun anew, had the pipeline not been stopping.
+    #[error("{0}; it was stopping: what is not confirmed is processed again at the next start")]
+    Undone(Box<RunError>),
     /// A defect of Fluxmill.
     #[error("pipeline {pipeline}: {task} ended unexpectedly: {reason}; please report this as a defect of Fluxmill")]
     Panic {
@@ -228,7 +231,7 @@ async fn run(plan: Plan, first: Built, caught_up: Option<Vec<CancellationToken>>
         let begun = Instant::now();
         let Err(error) = built.run(&plan, caught_up.clone()).await else { return Ok(()) };
         if plan.stop.is_cancelled() {
-            return Err(error);
+            return Err(if error.may_pass(false) { RunError::Undone(Box::new(error)) } else { error });
         }
         if begun.elapsed() > REBUILD_PAUSE_MAX {
             (pause, rebuilds) = (REBUILD_PAUSE_MIN, 0);
