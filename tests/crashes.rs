@@ -124,12 +124,7 @@ impl World<'_> {
     }
 
     fn start(&self, engine: usize) -> anyhow::Result<Fluxmill> {
-        self.case.run(
-            &self.file(engine)?,
-            &self.cluster.brokers(),
-            &[],
-            &["WARN", GAVE_UP],
-        )
+        self.case.run(&self.file(engine)?, &self.cluster.brokers(), &[], &["WARN", GAVE_UP])
     }
 
     /// SIGTERM. What was in flight ends, or is given up and delivered again.

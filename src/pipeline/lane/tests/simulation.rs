@@ -29,6 +29,8 @@ enum Fate {
     Drop,
     Reject,
     Trap,
+    /// Passes, and the broker will not take what came of it.
+    Refused,
     /// Asks for a retry so often, then passes.
     Retry(u32),
 }
@@ -47,6 +49,8 @@ struct World {
     transactional: bool,
     /// How often a publication fails, of a thousand.
     failing: u32,
+    /// How long after its first call an event may be run again.
+    max_age: Option<Duration>,
     asked: Mutex<HashMap<Place, u32>>,
     /// What was appended to the output and to the dead letters, in order.
     logs: [Mutex<Vec<Place>>; 2],
@@ -70,6 +74,7 @@ impl World {
                 1 | 2 => Fate::Drop,
                 3 => Fate::Reject,
                 4 => Fate::Trap,
+                7 => Fate::Refused,
                 5 | 6 => Fate::Retry(random.u32(1..5)),
                 _ => Fate::Pass,
             },
@@ -79,12 +84,14 @@ impl World {
         let order = [Order::Partition, Order::Key, Order::None][random.usize(..3)];
         let transactional = random.bool();
         let failing = if random.bool() { 0 } else { random.u32(..60) };
+        let max_age = random.bool().then(|| Duration::from_micros(random.u64(..20_000)));
         Self {
             random: Mutex::new(random),
             topic,
             order,
             transactional,
             failing,
+            max_age,
             asked: Mutex::default(),
             logs: Default::default(),
             visible: Mutex::default(),
@@ -112,7 +119,7 @@ impl World {
             Fate::Pass => (1, 0),
             Fate::Twice => (2, 0),
             Fate::Drop => (0, 0),
-            Fate::Reject | Fate::Trap => (0, 1),
+            Fate::Reject | Fate::Trap | Fate::Refused => (0, 1),
             Fate::Retry(times) if times < RETRY.attempts => (1, 0),
             Fate::Retry(_) => (0, 1),
         }
@@ -177,7 +184,7 @@ impl Transform for Function {
             let place = place(row);
             let fail = |kind| Failure { row, kind, reason: String::new() };
             match world.event(place).fate {
-                Fate::Pass => outcome.causes.push(row),
+                Fate::Pass | Fate::Refused => outcome.causes.push(row),
                 Fate::Twice => outcome.causes.extend([row, row]),
                 Fate::Drop => {}
                 Fate::Reject => outcome.failures.push(fail(FailureKind::Reject)),
@@ -210,6 +217,10 @@ impl Sink for Log {
             return Err(broker_error(BrokerErrorKind::Fatal));
         }
         let places: Vec<_> = (0..publication.len()).map(|at| place_of(publication.event(at).value)).collect();
+        let is_refused = |place: &Place| log == 0 && world.event(*place).fate == Fate::Refused;
+        let (refused, places): (Vec<_>, Vec<_>) = (0..).zip(places).partition(|(_, place)| is_refused(place));
+        let refused = refused.into_iter().map(|(at, _)| (at, broker_error(BrokerErrorKind::Refused))).collect();
+        let places: Vec<Place> = places.into_iter().map(|(_, place)| place).collect();
         world.logs[log].lock().unwrap().extend(&places);
         let wait = world.moment();
         Ok(Box::pin(async move {
@@ -219,7 +230,7 @@ impl Sink for Log {
             }
             let mut safe = world.safe[log].lock().unwrap();
             places.iter().for_each(|place| *safe.entry(*place).or_default() += 1);
-            Ok(PublishReport::default())
+            Ok(PublishReport { refused })
         }))
     }
 }
@@ -262,7 +273,7 @@ impl Process {
                 transform: Arc::new(Function(world.clone())),
                 outputs: vec![Log(world.clone(), 0)],
                 order: world.order,
-                retry: RetrySpec { backoff_min: Duration::from_millis(1), ..RETRY },
+                retry: RetrySpec { backoff_min: Duration::from_millis(1), max_age: world.max_age, ..RETRY },
                 last_resort: LastResort::DeadLetter(Log(world.clone(), 1)),
                 sender: Sender { pipeline: "test".into(), digest: String::new(), replays: false },
                 metrics: Arc::new(PipelineMetrics::new(1)),
@@ -443,6 +454,10 @@ fn simulate(seed: u64) -> [Vec<Place>; 2] {
                 expected = (1, 0);
             }
             match again {
+                // Its time may be up before its attempts are.
+                false if is_retry && world.max_age.is_some() => {
+                    assert_eq!(found.0 + found.1, 1, "{place:?}: {event:?}")
+                }
                 false => assert_eq!(found, expected, "{place:?}: {event:?}"),
                 true if is_retry => assert!(found.0 + found.1 >= 1, "{place:?} is lost"),
                 true => assert!(found.0 >= expected.0 && found.1 >= expected.1, "{place:?} is lost: {found:?}"),
@@ -452,7 +467,10 @@ fn simulate(seed: u64) -> [Vec<Place>; 2] {
     if world.order != Order::None {
         let (mut seen, mut last) = (HashSet::new(), HashMap::new());
         // An event that was given up, and passed when it was run again after a crash, comes behind its successors.
-        let given_up = |place: Place| matches!(world.event(place).fate, Fate::Retry(times) if times >= RETRY.attempts);
+        let given_up = |place: Place| {
+            let aged = world.max_age.is_some();
+            matches!(world.event(place).fate, Fate::Retry(times) if aged || times >= RETRY.attempts)
+        };
         for place in world.logs[0].lock().unwrap().iter().filter(|place| !given_up(**place) && seen.insert(**place)) {
             let key = (world.order == Order::Key).then(|| world.event(*place).key.clone());
             let before = last.insert((place.0, key), place.1);
