@@ -2,6 +2,7 @@
 //! ends early or panics ends its pipeline, and with it the chain, with an error.
 
 mod dead_letter;
+mod error;
 mod lane;
 mod plan;
 mod replay;
@@ -29,6 +30,7 @@ use crate::pipeline::plan::{Built, Plan, Stage};
 use crate::spec::{ChainSpec, ConnectionSpec, KafkaConnection, PipelineSpec};
 use crate::telemetry::metrics::PipelineMetrics;
 
+pub use error::{RunError, StartError};
 pub use replay::{LetterFate, Replay, ReplayCounts};
 pub use tap::{Tap, tap};
 pub use topology::Topology;
@@ -41,8 +43,9 @@ const REBUILD_PAUSE_MIN: Duration = Duration::from_millis(100);
 const REBUILDS_MAX: u32 = 100;
 /// The longest such wait. A pipeline that ran longer than this begins with the shortest.
 const REBUILD_PAUSE_MAX: Duration = Duration::from_secs(10);
-/// How often a topic that is gone is looked for.
+/// How often a topic that is gone is looked for, and how long one look may take. A stop may have to wait for it.
 const COME_BACK_PAUSE: Duration = Duration::from_secs(1);
+const COME_BACK_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a producer may take to hand over what is left when its pipeline ends in an orderly way.
 const PRODUCER_CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -60,77 +63,6 @@ pub struct RunOptions {
     pub cache: Option<PathBuf>,
     /// What the pipelines read are dead letters, and the events of these are what they run.
     pub replay: Option<Arc<Replay>>,
-}
-
-/// Why a chain did not start. Nothing was consumed.
-#[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    /// A function cannot be loaded.
-    #[error("pipeline {pipeline}: {source}")]
-    Function {
-        /// The chain's name.
-        chain: String,
-        /// The pipeline's name.
-        pipeline: String,
-        /// Why not.
-        source: LoadError,
-    },
-    /// The sandboxes cannot be set up on this machine.
-    #[error(transparent)]
-    Engine(LoadError),
-    /// The broker says no, in one or more ways.
-    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
-    Broker(Vec<BrokerError>),
-    /// Two files whose pipelines would take each other's events.
-    #[error("{0}; each would see only a part of the events: give one of them another `group`")]
-    SharedGroup(String),
-    /// `until_caught_up` on a loop, which never is.
-    #[error("--until-caught-up cannot end on a loop: {0}; run the chain without it")]
-    Loop(String),
-}
-
-/// Why a chain that ran has failed.
-#[derive(Debug, thiserror::Error)]
-pub enum RunError {
-    /// A lane ended the pipeline.
-    #[error("pipeline {pipeline}: {source}")]
-    Lane {
-        /// The pipeline's name.
-        pipeline: String,
-        /// Why.
-        source: LaneError,
-    },
-    /// The source ended the pipeline.
-    #[error("pipeline {pipeline}: {source}")]
-    Source {
-        /// The pipeline's name.
-        pipeline: String,
-        /// Why.
-        source: BrokerError,
-    },
-    /// What was in flight did not end in time. It was not confirmed and will be delivered again.
-    #[error(
-        "pipeline {pipeline}: what was in flight did not end within {timeout:?}; it is not confirmed, and will be delivered again"
-    )]
-    DrainTimedOut {
-        /// The pipeline's name.
-        pipeline: String,
-        /// The deadline that passed.
-        timeout: Duration,
-    },
-    /// What would have been begun anew, had the pipeline not been stopping.
-    #[error("{0}; it was stopping: what is not confirmed is processed again at the next start")]
-    Undone(Box<RunError>),
-    /// A defect of Fluxmill.
-    #[error("pipeline {pipeline}: {task} ended unexpectedly: {reason}; please report this as a defect of Fluxmill")]
-    Panic {
-        /// The pipeline's name.
-        pipeline: String,
-        /// Which task.
-        task: &'static str,
-        /// What is known.
-        reason: String,
-    },
 }
 
 /// A running chain.
@@ -258,42 +190,6 @@ async fn run(plan: Plan, first: Built, caught_up: Option<Vec<CancellationToken>>
     }
 }
 
-impl RunError {
-    /// Whether a transaction or a membership was lost, so that beginning anew is all that is needed; or, when it is being tried again,
-    /// the broker is not there for the moment.
-    fn may_pass(&self, again: bool) -> bool {
-        match self.broker_error_kind() {
-            Some(BrokerErrorKind::Aborted) => true,
-            Some(BrokerErrorKind::Unreachable) => again,
-            _ => false,
-        }
-    }
-
-    /// Whether it is the topic of the dead letters that is gone.
-    fn lacks_letters(&self) -> bool {
-        matches!(self, Self::Lane { source: LaneError::NoLetters { .. }, .. })
-    }
-
-    fn broker_error_kind(&self) -> Option<BrokerErrorKind> {
-        match self {
-            Self::Lane { source: LaneError::Broker(source), .. } | Self::Source { source, .. } => Some(source.kind),
-            _ => None,
-        }
-    }
-
-    /// Which of two failures of one pipeline is the cause: the first, unless it may follow from the other. Where a
-    /// transaction has failed, others learn no more than that their producer was closed; and where something else has
-    /// failed, its transaction fails too.
-    fn or(self, later: Self) -> Self {
-        let weight = |error: &Self| match error.broker_error_kind() {
-            Some(BrokerErrorKind::Closed) => 0,
-            Some(BrokerErrorKind::Aborted) => 1,
-            _ => 2,
-        };
-        if weight(&later) > weight(&self) { later } else { self }
-    }
-}
-
 impl Built {
     /// Runs until stopped, or until caught up after these upstream pipelines have ended.
     async fn run(self, plan: &Plan, caught_up: Option<Vec<CancellationToken>>) -> Result<(), RunError> {
@@ -411,7 +307,7 @@ fn is_absent(error: &BrokerError) -> bool {
 async fn come_back(connection: &KafkaConnection, topic: &str) {
     loop {
         let (connection, name, runtime) = (connection.clone(), topic.to_owned(), tokio::runtime::Handle::current());
-        let look = move || runtime.block_on(kafka::admin::check(&connection, &[], &[&name], PREPARE_TIMEOUT));
+        let look = move || runtime.block_on(kafka::admin::check(&connection, &[], &[&name], COME_BACK_TIMEOUT));
         // Looking blocks, and other pipelines run.
         match tokio::task::spawn_blocking(look).await {
             Ok(Err(errors)) if errors.iter().all(is_absent) => {}
@@ -538,36 +434,4 @@ fn lane_error(pipeline: &str, lane: Result<Result<(), LaneError>, JoinError>) ->
 
 fn panicked(pipeline: &str, task: &'static str, error: &JoinError) -> RunError {
     RunError::Panic { pipeline: pipeline.to_owned(), task, reason: error.to_string() }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn lane(kind: BrokerErrorKind) -> RunError {
-        let source = BrokerError { kind, action: "publish".into(), reason: format!("{kind:?}") };
-        RunError::Lane { pipeline: "payment".into(), source: LaneError::Broker(source) }
-    }
-
-    /// One failure brings others with it, in any order; only the first cause says what to do.
-    #[test]
-    fn the_cause_of_a_failure_is_told() {
-        let place = || "orders[0]@5".to_owned();
-        let stop = RunError::Lane {
-            pipeline: "payment".into(),
-            source: LaneError::Stop { place: place(), by: settle::FailedBy::Reject, reason: "bad".into() },
-        };
-        for cause in [stop, lane(BrokerErrorKind::Denied), lane(BrokerErrorKind::Fatal)] {
-            let text = cause.to_string();
-            let cause = lane(BrokerErrorKind::Aborted).or(lane(BrokerErrorKind::Closed)).or(cause);
-            let cause = cause.or(lane(BrokerErrorKind::Aborted)).or(lane(BrokerErrorKind::Closed));
-            assert_eq!(cause.to_string(), text);
-            assert!(!cause.may_pass(false));
-        }
-        let aborted = lane(BrokerErrorKind::Closed).or(lane(BrokerErrorKind::Aborted));
-        assert!(aborted.may_pass(false));
-        assert!(
-            lane(BrokerErrorKind::Unreachable).may_pass(true) && !lane(BrokerErrorKind::Unreachable).may_pass(false)
-        );
-    }
 }
