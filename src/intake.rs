@@ -233,7 +233,7 @@ impl Intake {
     fn seal(&self, open: &mut Open) -> Delivery {
         let (segments, set, events) = (std::mem::take(&mut open.segments), open.set.take(), open.builder.len());
         if let (Some(sets), Some(set)) = (self.tracker.sets(), set) {
-            sets.fill(set, events as u64);
+            sets.seal(set, events as u64);
         }
         Delivery {
             batch: open.builder.finish(),

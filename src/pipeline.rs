@@ -17,7 +17,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use futures_util::FutureExt;
 use tokio::sync::oneshot;
 use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
@@ -168,21 +167,23 @@ async fn run(plan: Plan, first: Built, caught_up: Option<Vec<CancellationToken>>
         if begun.elapsed() > REBUILD_PAUSE_MAX {
             (pause, rebuilds) = (REBUILD_PAUSE_MIN, 0);
         }
-        let ready = match plan.awaited_letters().filter(|_| error.lacks_letters()) {
-            Some((connection, topic)) => {
-                tracing::warn!("{error}; waits until the topic is there again, and reads nothing meanwhile");
-                come_back(connection, topic).left_future()
+        let letters = plan.awaited_letters().filter(|_| error.lacks_letters());
+        if letters.is_some() {
+            tracing::warn!("{error}; waits until the topic is there again, and reads nothing meanwhile");
+        } else if error.may_pass(rebuilds > 0) && rebuilds < REBUILDS_MAX {
+            tracing::warn!("{error}; the pipeline begins anew, and what is not confirmed is processed again");
+        } else {
+            return Err(error);
+        }
+        rebuilds += u32::from(letters.is_none());
+        let ready = async {
+            match letters {
+                Some((connection, topic)) => come_back(connection, topic).await,
+                None => tokio::time::sleep(pause).await,
             }
-            None if error.may_pass(rebuilds > 0) && rebuilds < REBUILDS_MAX => {
-                tracing::warn!("{error}; the pipeline begins anew, and what is not confirmed is processed again");
-                rebuilds += 1;
-                let next = (pause * 2).min(REBUILD_PAUSE_MAX);
-                tokio::time::sleep(std::mem::replace(&mut pause, next)).right_future()
-            }
-            None => return Err(error),
         };
         tokio::select! {
-            () = ready => {}
+            () = ready => pause = (pause * 2).min(REBUILD_PAUSE_MAX),
             // Nothing is in flight.
             () = plan.stop.cancelled() => return Ok(()),
         }
@@ -302,7 +303,7 @@ fn is_absent(error: &BrokerError) -> bool {
     matches!(error.kind, BrokerErrorKind::UnknownTopic | BrokerErrorKind::Unreachable)
 }
 
-/// Waits until a topic is there. Cancel-safe.
+/// Waits until a topic is there. Cancel-safe, but for a look that is under way and ends unseen.
 #[expect(clippy::disallowed_methods, reason = "this is the wiring file")]
 async fn come_back(connection: &KafkaConnection, topic: &str) {
     loop {
@@ -311,11 +312,12 @@ async fn come_back(connection: &KafkaConnection, topic: &str) {
         // Looking blocks, and other pipelines run.
         match tokio::task::spawn_blocking(look).await {
             Ok(Err(errors)) if errors.iter().all(is_absent) => {}
-            // What else is wrong with it is told by the pipeline when it begins anew.
-            _ => {
+            Ok(Ok(_)) => {
                 tracing::info!(topic, "the topic of the dead letters is there again");
                 return;
             }
+            // What else is wrong with it is told by the pipeline when it begins anew.
+            Ok(Err(_)) | Err(_) => return,
         }
         tokio::time::sleep(COME_BACK_PAUSE).await;
     }

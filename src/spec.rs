@@ -112,8 +112,13 @@ pub const DATA_PROPERTIES: &[&str] = &[
 ];
 
 impl ColumnarSettings {
-    /// How long after its first call an event of a transaction may be run again: half of what a transaction may take, so
-    /// that the rest is enough for the last call and the commit.
+    /// How long a transaction may be filled before it is committed: a quarter of what it may take.
+    pub fn transaction_interval_max(&self) -> Duration {
+        self.transaction_timeout / 4
+    }
+
+    /// How long after its first call an event of a transaction may be run again: half of what a transaction may take. A
+    /// quarter may have gone before it joined; the rest is for the last call and the commit.
     pub fn transaction_age_max(&self) -> Duration {
         self.transaction_timeout / 2
     }
@@ -347,7 +352,7 @@ pub enum Guarantee {
 pub struct CommitSpec {
     /// The time in between.
     pub interval: Duration,
-    /// Events after which a transaction is cut off before that, as soon as a batch is full.
+    /// A transaction is cut off before that once batches with so many events were taken by lanes.
     pub max_events: Option<u64>,
 }
 

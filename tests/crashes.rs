@@ -13,9 +13,9 @@ use support::chain::{Chain, guest};
 use support::checker::{Report, compare};
 use support::client::Record;
 use support::environment::setting;
-use support::follower::Follower;
 use support::kafka::Version;
 use support::kafka::cluster::{BROKERS, Cluster};
+use support::kafka::follower::Follower;
 use support::process::{Fluxmill, Signal};
 use support::suite::{Case, Suite};
 use support::wait::pace;
@@ -41,9 +41,10 @@ const FROZEN: Duration = Duration::from_secs(8);
 
 /// What a process says that could not commit its last transaction: on a busy machine it may be too old by then.
 const GAVE_UP: &str = "it was stopping: what is not confirmed is processed again at the next start";
-/// How many replicas must have an event, and for how long a topic takes none.
-const IN_SYNC: &str = "min.insync.replicas";
-const REFUSED: Duration = Duration::from_secs(5);
+/// For how long dead letters have no leader: longer than it takes before that is told.
+const AWAY: Duration = Duration::from_secs(10);
+/// What is told.
+const WAITED: &str = "events wait for a partition that has no leader";
 
 fn main() -> ExitCode {
     let mut suite = Suite::default();
@@ -62,7 +63,7 @@ enum Fault {
     EngineFrozen,
     BrokerKilled,
     BrokerStopped,
-    LettersRefused,
+    LettersAway,
 }
 
 impl Fault {
@@ -74,8 +75,25 @@ impl Fault {
             Self::EngineFrozen => "engine frozen for longer than its session",
             Self::BrokerKilled => "broker killed (-9), started again",
             Self::BrokerStopped => "broker stopped in order, started again",
-            Self::LettersRefused => "dead-letter topic takes nothing for a while",
+            Self::LettersAway => "dead-letter topic away with its broker (-9) for a while",
         }
+    }
+
+    /// Each of them once, in any order; then at random.
+    fn plan(faults: u32, random: &mut fastrand::Rng) -> Vec<Self> {
+        let mut plan = vec![
+            Self::EngineKilled,
+            Self::EngineStopped,
+            Self::EngineAdded,
+            Self::EngineFrozen,
+            Self::BrokerKilled,
+            Self::BrokerStopped,
+            Self::LettersAway,
+        ];
+        random.shuffle(&mut plan);
+        plan.extend((plan.len()..faults as usize).map(|_| Self::choose(random)));
+        plan.truncate(faults as usize);
+        plan
     }
 
     fn choose(random: &mut fastrand::Rng) -> Self {
@@ -86,7 +104,7 @@ impl Fault {
             14..16 => Self::EngineFrozen,
             16..18 => Self::BrokerKilled,
             18 => Self::BrokerStopped,
-            _ => Self::LettersRefused,
+            _ => Self::LettersAway,
         }
     }
 }
@@ -181,11 +199,15 @@ impl World<'_> {
                 self.wait_for_more()?;
                 self.cluster.restart(broker)?;
             }
-            Fault::LettersRefused => {
-                let client = self.cluster.client();
-                client.set(&self.chain.dead, IN_SYNC, &(BROKERS + 1).to_string())?;
-                pace(REFUSED);
-                client.set(&self.chain.dead, IN_SYNC, "2")?;
+            Fault::LettersAway => {
+                let dead = self.chain.dead.clone();
+                self.cluster.leave_to(&dead, broker)?;
+                self.cluster.kill(broker)?;
+                pace(AWAY);
+                self.cluster.restart(broker)?;
+                self.cluster.spread(&dead)?;
+                let waited = |engine: &Fluxmill| engine.output().text().contains(WAITED);
+                ensure!(self.engines.iter().any(waited), "no engine waited for its dead letters");
             }
         }
         self.wait_for_more()
@@ -246,7 +268,7 @@ fn run(
         World { case, cluster, chain, engines: Vec::new(), gave_up: 0, random: fastrand::Rng::with_seed(seed) };
     world.cluster.wait_until_in_sync()?;
     let start = Instant::now();
-    let reader = Follower::start(&feeder, &world.chain.to)?;
+    let reader = Follower::start(world.cluster.ports(), &world.chain.to, PARTITIONS);
     let load = feeder.feed_at(RATE, &world.chain.from, event)?;
     for engine in 0..ENGINES {
         let started = world.start(engine)?;
@@ -254,8 +276,8 @@ fn run(
     }
     world.wait_for_more()?;
     let mut happened: BTreeMap<Fault, u32> = BTreeMap::new();
-    for number in 1..=faults {
-        let fault = Fault::choose(&mut world.random);
+    let plan = Fault::plan(faults, &mut world.random);
+    for (number, fault) in (1..).zip(plan) {
         world.happen(fault).with_context(|| format!("fault {number}, {}", fault.name()))?;
         *happened.entry(fault).or_default() += 1;
     }
@@ -265,7 +287,8 @@ fn run(
         world.stop(engine)?;
     }
     // Who reads along sees what is there in the end, and in that order: no event that was undone, none late.
-    let (along, afterwards) = (reader.finish()?, feeder.read(&world.chain.to)?);
+    let ends = feeder.watermarks(&world.chain.to)?.into_iter().map(|(partition, (_, high))| (partition, high));
+    let (along, afterwards) = (reader.finish(ends.collect())?, feeder.read(&world.chain.to)?);
     ensure!(along == afterwards, "read along: {} events, afterwards: {}", along.len(), afterwards.len());
     let reports = reports(&world)?;
     let mut table = String::new();

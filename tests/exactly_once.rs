@@ -110,8 +110,7 @@ fn a_frozen_process_is_fenced(case: &Case) -> anyhow::Result<()> {
 fn a_transaction_that_is_too_old_is_undone(case: &Case) -> anyhow::Result<()> {
     let mut setup = setup(case, None)?;
     setup.chain.properties = vec!["transaction.timeout.ms: \"2000\""];
-    let (events, said) = setup.hang(case, Duration::from_secs(5), &AGAIN)?;
-    ensure!(said.contains("the pipeline begins anew"), "{said}");
+    let events = setup.hang(case, Duration::from_secs(5), &AGAIN, "the pipeline begins anew")?;
     ensure_exactly_once(case, &setup, events)
 }
 
@@ -119,8 +118,7 @@ fn a_transaction_that_is_too_old_is_undone(case: &Case) -> anyhow::Result<()> {
 fn a_process_that_does_not_poll_in_time(case: &Case) -> anyhow::Result<()> {
     let mut setup = setup(case, None)?;
     setup.chain.properties.push("max.poll.interval.ms: \"6000\"");
-    let (events, said) = setup.hang(case, Duration::from_secs(8), &AGAIN)?;
-    ensure!(said.matches(LATE).count() == 1 && said.contains("the pipeline begins anew"), "{said}");
+    let events = setup.hang(case, Duration::from_secs(8), &AGAIN, LATE)?;
     ensure_exactly_once(case, &setup, events)
 }
 
@@ -134,14 +132,15 @@ fn a_killed_broker(case: &Case) -> anyhow::Result<()> {
 fn transactions_are_cut_off_by_count(case: &Case) -> anyhow::Result<()> {
     const EVENTS: u64 = 100_000;
     let mut setup = setup(case, None)?;
-    let lines = ["batch: { max_events: 100 }", "commit: { interval: 5s, max_events: 1000 }"];
+    let lines = ["lanes: 1", "batch: { max_events: 100 }", "commit: { interval: 2500ms, max_events: 1000 }"];
     setup.chain.pipeline.extend(lines.map(str::to_owned));
     setup.client.produce(&setup.chain.from, (0..EVENTS).map(|number| numbered(number, KEYS)))?;
     let file = case.write("chain.yaml", &setup.chain.yaml())?;
     setup.catch_up(case, &file, &[])?;
     ensure_exactly_once(case, &setup, EVENTS)?;
-    // Each transaction leaves a marker in each partition that it wrote to; by time alone there would be a few.
+    // Each transaction leaves a marker in each partition that it wrote to. One that is being committed lets the lane run
+    // ahead by some hundred events.
     let markers = setup.client.count(&[&setup.chain.to])? - i64::try_from(EVENTS)?;
-    ensure!(markers >= 4 * 20, "{markers} markers of transactions, in four partitions");
+    ensure!(markers >= 50, "{markers} markers of transactions");
     Ok(())
 }

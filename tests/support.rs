@@ -9,7 +9,6 @@ pub(crate) mod checker;
 pub(crate) mod client;
 pub(crate) mod environment;
 pub(crate) mod files;
-pub(crate) mod follower;
 pub(crate) mod kafka;
 pub(crate) mod kcat;
 pub(crate) mod process;

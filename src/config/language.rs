@@ -216,7 +216,7 @@ objects! {
     struct Commit {
         /// The time in between.
         interval: Millis<1, 60_000> = optional("200ms; 100ms with `delivery: exactly_once`"),
-        /// Events after which a transaction is committed before that time is over, as soon as a batch ends. With `delivery: exactly_once` only.
+        /// About how many events a transaction may hold: it is committed before that time is over once batches with so many were taken by lanes. With `delivery: exactly_once` only.
         max_events: Whole<1, 1_000_000_000> = optional("no bound"),
     }
     later {}

@@ -90,8 +90,8 @@ impl Validator<'_> {
                 let place = retry.map_or(&value.delivery.span, |retry| &retry.max_age.span);
                 self.mistakes.extend(transactions::bound_age(made, &connections, place));
                 if let Some(commit) = &value.commit.value {
-                    let places = [&commit.interval.span, &commit.max_events.span];
-                    self.mistakes.extend(transactions::bound_commit(made, &connections, places));
+                    self.mistakes.extend(transactions::check_commit(made, &commit.max_events.span));
+                    self.mistakes.extend(transactions::bound_interval(made, &connections, &commit.interval.span));
                 }
             }
             pipelines.extend(made);

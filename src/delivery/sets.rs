@@ -23,8 +23,8 @@ struct State {
     open: Option<SetNumber>,
     /// Batches that have not ended, by set; none with 0.
     left: BTreeMap<SetNumber, usize>,
-    /// Events of the set that is being filled, without those of batches that are still being filled themselves.
-    filled: u64,
+    /// Events of the set that is being filled, in batches that take no more.
+    sealed: u64,
 }
 
 /// The sets of one source. Shared by the source, which cuts them, and the batches of its lanes.
@@ -43,17 +43,17 @@ impl Sets {
         set
     }
 
-    /// A batch of this set is full, with so many events.
-    pub fn fill(&self, set: SetNumber, events: u64) {
+    /// A batch of this set takes no more events, and has so many.
+    pub fn seal(&self, set: SetNumber, events: u64) {
         let mut state = self.lock();
         if state.filling == set {
-            state.filled += events;
+            state.sealed += events;
         }
     }
 
-    /// Events in the full batches of the set that is being filled.
-    pub fn filled(&self) -> u64 {
-        self.lock().filled
+    /// Events of the set that is being filled, in batches that take no more.
+    pub fn sealed(&self) -> u64 {
+        self.lock().sealed
     }
 
     /// A batch of this set has ended.
@@ -78,7 +78,7 @@ impl Sets {
         let mut state = self.lock();
         let closed = state.filling;
         state.filling.0 += 1;
-        state.filled = 0;
+        state.sealed = 0;
         closed
     }
 
@@ -132,18 +132,18 @@ mod tests {
     }
 
     #[test]
-    fn a_set_counts_the_events_of_its_full_batches() {
+    fn a_set_counts_the_events_of_its_sealed_batches() {
         let sets = Sets::default();
         let first = sets.begin();
-        sets.fill(first, 7);
-        sets.fill(first, 3);
-        assert_eq!(sets.filled(), 10);
+        sets.seal(first, 7);
+        sets.seal(first, 3);
+        assert_eq!(sets.sealed(), 10);
         sets.cut();
         // A batch that was open when its set was cut off.
-        sets.fill(first, 5);
-        assert_eq!(sets.filled(), 0);
-        sets.fill(sets.begin(), 2);
-        assert_eq!(sets.filled(), 2);
+        sets.seal(first, 5);
+        assert_eq!(sets.sealed(), 0);
+        sets.seal(sets.begin(), 2);
+        assert_eq!(sets.sealed(), 2);
     }
 
     #[test]

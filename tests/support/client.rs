@@ -113,7 +113,7 @@ impl Client {
         config
     }
 
-    pub(crate) fn consumer(&self) -> anyhow::Result<BaseConsumer> {
+    fn consumer(&self) -> anyhow::Result<BaseConsumer> {
         // Never a member of a group: partitions are assigned by hand; the client wants a name all the same.
         let mut config = self.config();
         config.set("group.id", "tests").set("enable.auto.commit", "false").set("fetch.message.max.bytes", LARGEST);
@@ -359,7 +359,7 @@ impl Record {
 }
 
 impl Received {
-    pub(crate) fn from_message(message: &BorrowedMessage<'_>) -> anyhow::Result<Self> {
+    fn from_message(message: &BorrowedMessage<'_>) -> anyhow::Result<Self> {
         Ok(Self {
             partition: message.partition(),
             offset: message.offset(),

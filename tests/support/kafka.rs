@@ -19,6 +19,7 @@ use super::wait::wait_until;
 
 mod admin;
 pub(crate) mod cluster;
+pub(crate) mod follower;
 mod jars;
 mod node;
 mod secure;

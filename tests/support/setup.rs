@@ -157,19 +157,28 @@ impl Setup {
         Ok(events)
     }
 
-    /// A process that hangs for a while, alone in its group. Gives what it said, too.
-    pub(crate) fn hang(&self, case: &Case, time: Duration, expected: &[&str]) -> anyhow::Result<(u64, String)> {
+    /// A process that hangs for a while, alone in its group; again, until it says `wanted` of that, since a moment may be
+    /// one in which it does no harm.
+    pub(crate) fn hang(&self, case: &Case, time: Duration, expected: &[&str], wanted: &str) -> anyhow::Result<u64> {
+        const TIMES: usize = 6;
         let file = case.write("chain.yaml", &self.chain.yaml())?;
         let load = self.feed()?;
         let mut run = self.run(case, &file, expected)?;
-        self.wait_for_more()?;
-        run.process().signal(Signal::Stop)?;
-        pace(time);
-        run.process().signal(Signal::Continue)?;
-        self.wait_for_more()?;
+        for time_left in (0..TIMES).rev() {
+            self.wait_for_more()?;
+            run.process().signal(Signal::Stop)?;
+            pace(time);
+            run.process().signal(Signal::Continue)?;
+            self.wait_for_more()?;
+            if run.output().text().contains(wanted) {
+                break;
+            }
+            ensure!(time_left > 0, "it hung {TIMES} times, and never said: {wanted}");
+        }
         let events = load.finish()?;
         self.wait_for_commits()?;
-        Ok((events, run.stop(LIMIT)?.stderr))
+        run.stop(LIMIT)?;
+        Ok(events)
     }
 
     /// The broker is killed twice, and comes back.

@@ -171,7 +171,8 @@ impl ConsumerContext for Notes {
     fn rebalance(&self, consumer: &BaseConsumer<Self>, what: RDKafkaRespErr, partitions: &mut TopicPartitionList) {
         let assigns = what == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS;
         if self.0.detached.load(Relaxed) {
-            // The consumer is being dropped: it wants nothing, and lets go of what it has.
+            // The consumer is being dropped: it wants nothing, and lets go of what it has. librdkafka takes any answer for
+            // that by then, also where it was never told of these partitions.
             let result = match (assigns, consumer.rebalance_protocol()) {
                 (true, RebalanceProtocol::Cooperative) => consumer.incremental_assign(&TopicPartitionList::new()),
                 (false, RebalanceProtocol::Cooperative) => consumer.incremental_unassign(partitions),

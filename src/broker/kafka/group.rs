@@ -117,7 +117,7 @@ pub(super) struct Group {
     _attached: Attached,
     consumer: Member,
     /// See [`Plane::FETCHES`].
-    is_told_nothing: bool,
+    fetches: bool,
     tracker: Arc<Tracker>,
     bell: Arc<Bell>,
     start: StartOffset,
@@ -168,7 +168,7 @@ impl Group {
         let group = Self {
             _attached: consumer.context().attach(),
             consumer: Member::new(consumer, &address),
-            is_told_nothing: P::FETCHES,
+            fetches: P::FETCHES,
             tracker: context.tracker.clone(),
             bell: context.bell.clone(),
             start: spec.start,
@@ -561,7 +561,7 @@ impl Group {
     /// Tells librdkafka that partitions were taken, or let go.
     fn answer(&self, takes: bool, partitions: &TopicPartitionList) -> Result<(), BrokerError> {
         let nothing = TopicPartitionList::new();
-        let partitions = if self.is_told_nothing { &nothing } else { partitions };
+        let partitions = if self.fetches { &nothing } else { partitions };
         let cooperative = matches!(self.consumer.rebalance_protocol(), RebalanceProtocol::Cooperative);
         let (action, result) = match (takes, cooperative) {
             (true, true) => ("take partitions", self.consumer.incremental_assign(partitions)),

@@ -8,30 +8,35 @@ use crate::spec::{
     ColumnarSettings, ConnectionSpec, Guarantee, KafkaClient, LastResort, PipelineSpec, SourceSpec, TargetSpec,
 };
 
-/// Bounds the time and the number of events between two commits. `places` are those of `interval` and `max_events`.
-pub(super) fn bound_commit(
+/// What a pipeline's `commit` asks for that its guarantee does not have. `max_events` is the place of that.
+pub(super) fn check_commit(pipeline: &PipelineSpec, max_events: &Span) -> Option<Mistake> {
+    if pipeline.guarantee == Guarantee::ExactlyOnce || pipeline.commit.max_events.is_none() {
+        return None;
+    }
+    let message = "`max_events` is for transactions, and `delivery: at_least_once` has none".to_owned();
+    let help = "delete it, or write `delivery: exactly_once`; `interval` works with both";
+    Some(Mistake::at(Kind::ExactlyOnce, max_events.clone(), message).help(help))
+}
+
+/// Lets no transaction be filled for longer than leaves time for its events. `place` is that of `interval`.
+pub(super) fn bound_interval(
     pipeline: &PipelineSpec,
     connections: &BTreeMap<String, ConnectionSpec>,
-    [interval, max_events]: [&Span; 2],
+    place: &Span,
 ) -> Option<Mistake> {
     if pipeline.guarantee == Guarantee::AtLeastOnce {
-        let message = "`max_events` is for transactions, and `delivery: at_least_once` has none".to_owned();
-        let help = "delete it, or write `delivery: exactly_once`; `interval` works with both";
-        let mistake = || Mistake::at(Kind::ExactlyOnce, max_events.clone(), message).help(help);
-        return pipeline.commit.max_events.map(|_| mistake());
+        return None;
     }
-    let most = settings(pipeline, connections)?.transaction_age_max();
-    let written = pipeline.commit.interval;
-    (written > most).then(|| {
-        let message = format!(
-            "`interval: {}` is more than half of `transaction.timeout.ms`, {}",
-            show_duration(written),
-            show_duration(most * 2)
-        );
-        let help =
-            format!("the broker ends a transaction that is older: write `interval: {}` or less", show_duration(most));
-        Mistake::at(Kind::ExactlyOnce, interval.clone(), message).help(help)
-    })
+    let settings = settings(pipeline, connections)?;
+    let (written, most) = (pipeline.commit.interval, settings.transaction_interval_max());
+    if written <= most {
+        return None;
+    }
+    let (written, most, whole) = (show_duration(written), show_duration(most), settings.transaction_timeout);
+    let message =
+        format!("`interval: {written}` is more than a quarter of `transaction.timeout.ms`, {}", show_duration(whole));
+    let help = format!("the broker ends a transaction that is older: write `interval: {most}` or less");
+    Some(Mistake::at(Kind::ExactlyOnce, place.clone(), message).help(help))
 }
 
 /// What the columnar client of a pipeline's input is set to.

@@ -1,6 +1,6 @@
 //! Topics made, changed and deleted by the tests' own client.
 
-use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, NewTopic, ResourceSpecifier, TopicReplication};
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::{Offset, TopicPartitionList};
 use tokio::runtime::Runtime;
@@ -25,19 +25,6 @@ impl Client {
         }
         for result in runtime.block_on(admin.create_topics([&new], &options))? {
             result.map_err(|(topic, code)| anyhow::anyhow!("creating {topic}: {code}"))?;
-        }
-        Ok(())
-    }
-
-    /// Changes a setting of a topic that has no others.
-    ///
-    /// # Errors
-    /// When the broker refuses.
-    pub(crate) fn set(&self, topic: &str, name: &str, value: &str) -> anyhow::Result<()> {
-        let (admin, options, runtime) = self.admin()?;
-        let changed = AlterConfig::new(ResourceSpecifier::Topic(topic)).set(name, value);
-        for result in runtime.block_on(admin.alter_configs([&changed], &options))? {
-            result.map_err(|(topic, code)| anyhow::anyhow!("setting {name} of {topic:?}: {code}"))?;
         }
         Ok(())
     }

@@ -10,12 +10,13 @@ use anyhow::{Context, bail, ensure};
 use bytes::{BufMut, Bytes, BytesMut};
 use kafka_protocol::messages::alter_partition_reassignments_request::{ReassignablePartition, ReassignableTopic};
 use kafka_protocol::messages::elect_leaders_request::TopicPartitions;
+use kafka_protocol::messages::fetch_request::{FetchPartition, FetchTopic};
 use kafka_protocol::messages::list_offsets_request::{ListOffsetsPartition, ListOffsetsTopic};
 use kafka_protocol::messages::metadata_response::MetadataResponsePartition;
 use kafka_protocol::messages::{
     AlterPartitionReassignmentsRequest, AlterPartitionReassignmentsResponse, BrokerId, ElectLeadersRequest,
-    ElectLeadersResponse, ListOffsetsRequest, ListOffsetsResponse, MetadataRequest, MetadataResponse, RequestHeader,
-    ResponseHeader, TopicName,
+    ElectLeadersResponse, FetchRequest, FetchResponse, ListOffsetsRequest, ListOffsetsResponse, MetadataRequest,
+    MetadataResponse, RequestHeader, ResponseHeader, TopicName,
 };
 use kafka_protocol::protocol::{Decodable, Encodable, HeaderVersion, Request, StrBytes};
 
@@ -23,7 +24,12 @@ use kafka_protocol::protocol::{Decodable, Encodable, HeaderVersion, Request, Str
 const ANSWER: Duration = Duration::from_secs(30);
 const ANSWER_MS: i32 = 30_000;
 /// Larger than any answer.
-const LARGEST: usize = 1 << 20;
+const LARGEST: usize = 4 << 20;
+/// Bytes that one fetch may bring, and how long the broker waits for some.
+const FETCH_BYTES: i32 = 1 << 20;
+const FETCH_WAIT_MS: i32 = 20;
+/// `read_committed`.
+const READ_COMMITTED: i8 = 1;
 /// The timestamp that stands for the end of a partition.
 const LATEST: i64 = -1;
 /// ELECTION_NOT_NEEDED: it leads already.
@@ -51,6 +57,16 @@ pub(crate) struct View {
     pub(crate) brokers: Vec<i32>,
     /// All topics, Kafka's own included.
     pub(crate) topics: BTreeMap<String, Vec<Partition>>,
+}
+
+/// What a broker has of a partition.
+pub(super) struct Fetched {
+    /// Record batches, the last of them perhaps cut.
+    pub(super) records: Bytes,
+    /// Aborted transactions among them: the first offset and the producer.
+    pub(super) aborted: Vec<(i64, i64)>,
+    /// Why it has nothing, or 0.
+    pub(super) error: i16,
 }
 
 /// A connection to a broker, which passes what it is asked on to the controller.
@@ -102,8 +118,33 @@ impl Admin {
         Ok(found.offset)
     }
 
-    /// Puts the replicas of each of these partitions into this order; the first is the one that shall lead. None is
-    /// moved, so that this is done when the answer is there.
+    /// The events of a partition from an offset on, as far as they are committed; the broker waits for some.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub(super) fn fetch(&mut self, topic: &str, partition: i32, offset: i64) -> anyhow::Result<Fetched> {
+        let wanted = FetchPartition::default()
+            .with_partition(partition)
+            .with_fetch_offset(offset)
+            .with_partition_max_bytes(FETCH_BYTES);
+        let wanted = FetchTopic::default().with_topic(name(topic)).with_partitions(vec![wanted]);
+        let request = FetchRequest::default()
+            .with_replica_id(BrokerId(-1))
+            .with_max_wait_ms(FETCH_WAIT_MS)
+            .with_min_bytes(1)
+            .with_max_bytes(FETCH_BYTES)
+            .with_isolation_level(READ_COMMITTED)
+            .with_topics(vec![wanted]);
+        let answer: FetchResponse = self.call(&request, 4)?;
+        let found = answer.responses.into_iter().next().and_then(|topic| topic.partitions.into_iter().next());
+        let found = found.context("no answer")?;
+        let aborted = found.aborted_transactions.unwrap_or_default();
+        let aborted = aborted.iter().map(|aborted| (aborted.first_offset, aborted.producer_id.0)).collect();
+        Ok(Fetched { records: found.records.unwrap_or_default(), aborted, error: found.error_code })
+    }
+
+    /// Makes these the replicas of each of these partitions, in this order; the first is the one that shall lead. Where
+    /// none is added nothing is moved, and this is done when the answer is there.
     ///
     /// # Errors
     /// When the controller refuses.

@@ -93,6 +93,11 @@ impl Cluster {
         addresses.join(",")
     }
 
+    /// The ports of all brokers by their ids, also of those that are down.
+    pub(crate) fn ports(&self) -> BTreeMap<i32, u16> {
+        self.brokers.iter().map(|broker| (broker.id, broker.port)).collect()
+    }
+
     /// `host:port` of all brokers, each through its proxy.
     pub(crate) fn proxied(&self) -> Vec<String> {
         self.brokers.iter().map(|broker| broker.proxy.address()).collect()
@@ -256,6 +261,31 @@ impl Cluster {
             count += Admin::connect(leader.port)?.end(topic, partition.id)?;
         }
         Ok(count)
+    }
+
+    /// Leaves all of a topic to one broker: while that is down nobody has it.
+    ///
+    /// # Errors
+    /// When the controller refuses, or the broker is not in sync in time.
+    pub(crate) fn leave_to(&self, topic: &str, broker: i32) -> anyhow::Result<()> {
+        let partitions = self.partitions(topic)?;
+        self.move_leaders(topic, &partitions.iter().map(|found| found.id).collect::<Vec<_>>(), broker)?;
+        let alone: Vec<_> = partitions.iter().map(|found| (found.id, vec![broker])).collect();
+        self.admin()?.order_replicas(topic, &alone)
+    }
+
+    /// Has all brokers keep a topic again, and waits until they do.
+    ///
+    /// # Errors
+    /// When the controller refuses, or that does not come to be.
+    pub(crate) fn spread(&mut self, topic: &str) -> anyhow::Result<()> {
+        let all: Vec<i32> = self.brokers.iter().map(|broker| broker.id).collect();
+        let partitions = self.partitions(topic)?;
+        let spread: Vec<_> = partitions.iter().map(|found| (found.id, all.clone())).collect();
+        self.admin()?.order_replicas(topic, &spread)?;
+        wait_until(SETTLED, &format!("all brokers to keep {topic}"), || {
+            Ok(self.partitions(topic)?.iter().all(|found| found.in_sync.len() == BROKERS).then_some(()))
+        })
     }
 
     /// Makes `to` the leader of these partitions, once it is in sync; no data is moved, so that this takes

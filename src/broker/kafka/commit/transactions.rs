@@ -89,7 +89,7 @@ impl Transactions {
     /// Whether [`Transactions::advance`] would do something now.
     pub(in super::super) fn is_due(&self) -> bool {
         match self.phase {
-            Phase::Filling => self.max_events.is_some_and(|most| sets(&self.tracker).filled() >= most),
+            Phase::Filling => self.max_events.is_some_and(|most| sets(&self.tracker).sealed() >= most),
             Phase::Closing(set) => self.may_commit(set),
             Phase::Committing(_) => self.ended.is_some(),
         }

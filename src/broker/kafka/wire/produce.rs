@@ -65,6 +65,11 @@ impl Topic {
         }
     }
 
+    /// Whether events of it have not ended.
+    fn holds_events(&self) -> bool {
+        matches!(&*self.lock(), State::Known(batches) if !batches.is_empty())
+    }
+
     /// Nothing more can be published to it; nothing that is on its way is known to arrive. Returns the bytes that are
     /// free again.
     #[must_use]

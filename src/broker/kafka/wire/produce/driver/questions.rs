@@ -27,7 +27,10 @@ impl Driver {
                 let words = "it is gone, or was made anew with fewer partitions";
                 let reason = format!("{}: {words}", ErrorCode::UNKNOWN_TOPIC_OR_PARTITION);
                 let error = BrokerError { kind: BrokerErrorKind::UnknownTopic, action, reason };
-                self.fail_transaction(&error);
+                if topic.holds_events() {
+                    // Those who publish elsewhere learn that they have to begin anew, and no more.
+                    self.fail_transaction(&BrokerError { kind: BrokerErrorKind::Aborted, ..error.clone() });
+                }
                 self.shared.fail(topic, &error);
             }
         }

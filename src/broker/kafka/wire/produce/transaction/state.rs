@@ -351,6 +351,8 @@ impl Machine {
         }
         match class(api, code) {
             Class::Done => self.done(ask),
+            // What did not join need not: a topic that is gone would hold the abort up for ever.
+            Class::Soon | Class::Again if self.gives_up_joining(api) => self.joining = None,
             Class::Soon => return When::Soon,
             Class::Again => return When::Later,
             Class::Moved => return When::LookUp,
@@ -366,6 +368,11 @@ impl Machine {
             Class::Fatal => self.finish(TransactionErrorKind::Fatal, self.error(api, code)),
         }
         When::Now
+    }
+
+    /// Whether the transaction is being aborted, and what was asked was whether something may join it.
+    fn gives_up_joining(&self, api: Api) -> bool {
+        matches!(self.state, State::Aborting) && matches!(api, Api::AddPartitions | Api::AddOffsets)
     }
 
     fn done(&mut self, ask: &Ask) {

@@ -95,6 +95,19 @@ fn answers_say_when_to_go_on() {
 }
 
 #[test]
+fn an_abort_does_not_wait_for_a_topic_that_is_gone() {
+    let mut machine = open();
+    assert!(!machine.join(&"out".into(), 1));
+    let ask = || Ask::AddPartitions(vec![partition(1)]);
+    assert_eq!(expect(&mut machine, ask(), ErrorCode::UNKNOWN_TOPIC_OR_PARTITION), When::Later);
+    machine.begin_operation(Operation::Abort).unwrap();
+    // It may have joined as far as is known here, until that is refused once more.
+    assert_eq!(expect(&mut machine, ask(), ErrorCode::UNKNOWN_TOPIC_OR_PARTITION), When::Now);
+    expect(&mut machine, Ask::End { commit: false }, ErrorCode::NONE);
+    machine.outcome(Operation::Abort).unwrap().unwrap();
+}
+
+#[test]
 fn offsets_of_an_old_generation_are_sent_again_before_the_commit() {
     let mut machine = open();
     machine.begin_operation(Operation::SendOffsets).unwrap();
