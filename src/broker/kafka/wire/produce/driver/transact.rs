@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::lines::Node;
 use super::{Batch, Done, Driver, Renewal, State, Topic};
-use crate::broker::kafka::wire::cluster::Backoff;
+use crate::broker::kafka::wire::cluster::{Backoff, PATIENCE};
 use crate::broker::kafka::wire::error::WireError;
 use crate::broker::kafka::wire::produce::batches::Batches;
 use crate::broker::kafka::wire::produce::coordinator::Coordinators;
@@ -27,6 +27,8 @@ pub(super) struct Coordination {
     /// None while a question is on its way.
     coordinators: Option<Coordinators>,
     pub(super) not_before: Instant,
+    /// Since when the same is asked again and again.
+    again_since: Option<Instant>,
     soon: Backoff,
     later: Backoff,
 }
@@ -36,6 +38,7 @@ impl Coordination {
         Self {
             coordinators: Some(coordinators),
             not_before: Instant::now(),
+            again_since: None,
             soon: Backoff::new(SOON),
             later: Backoff::new(LATER),
         }
@@ -229,6 +232,7 @@ impl Driver {
         let now = Instant::now();
         coordination.not_before = match when {
             When::Now => {
+                coordination.again_since = None;
                 coordination.soon.reset();
                 coordination.later.reset();
                 now
@@ -236,6 +240,10 @@ impl Driver {
             When::Soon => coordination.soon.next(),
             When::Later | When::LookUp => coordination.later.next(),
         };
+        if when != When::Now && coordination.again_since.get_or_insert(now).elapsed() >= PATIENCE {
+            // Such as markers of the transaction before that cannot be written, since a partition has no leader.
+            self.lines.warn("TRANSACTION", &format!("{}: {}; asked again", action(), answer.reason()));
+        }
         if when == When::LookUp {
             coordinators.forget(ask);
         }

@@ -74,6 +74,21 @@ pub(in super::super) enum Answer {
     Lost,
 }
 
+impl Answer {
+    /// What it says, in words: of several partitions, the first that is refused.
+    pub(in super::super) fn reason(&self) -> String {
+        match self {
+            Self::Code(code) | Self::NoCoordinator(code) => code.to_string(),
+            Self::Partitions(partitions) => partitions
+                .iter()
+                .find(|(_, code)| !code.is_ok())
+                .map_or_else(String::new, |(at, code)| format!("{}/{}: {code}", at.topic, at.partition)),
+            Self::Identity(_) => "done".to_owned(),
+            Self::Lost => "no answer".to_owned(),
+        }
+    }
+}
+
 /// When to go on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in super::super) enum When {
