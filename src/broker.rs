@@ -1,6 +1,8 @@
 //! What the pipeline needs of a broker. Each broker is a folder; none knows functions, pipelines or YAML.
 
+mod any;
 pub mod kafka;
+pub mod nats;
 
 use std::future::Future;
 use std::pin::Pin;
@@ -13,12 +15,14 @@ use crate::event::Publication;
 use crate::intake::{Bell, Lanes};
 use crate::spec::CommitSpec;
 
+pub use any::{AnyDriver, AnyProducer, AnySink, AnySource};
+
 /// What an error means for the one who called.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BrokerErrorKind {
     /// The broker cannot be reached.
     Unreachable,
-    /// A topic does not exist.
+    /// A topic or a stream does not exist.
     UnknownTopic,
     /// The broker refused: credentials, or no permission.
     Denied,

@@ -7,7 +7,7 @@
 mod sets;
 mod watermark;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -62,8 +62,13 @@ struct Assigned {
 struct State {
     next_slot: u32,
     slots: HashMap<Slot, Assigned>,
+    /// The last that were revoked, oldest first.
+    revoked: VecDeque<(Slot, TopicPartition)>,
     abandoned: u64,
 }
+
+/// Revoked slots whose partitions are known.
+const REVOKED_MAX: usize = 1024;
 
 /// The watermarks of all partitions assigned to one source. Shared by the source and the tokens of its batches.
 #[derive(Debug, Default)]
@@ -96,8 +101,24 @@ impl Tracker {
 
     /// Ends an assignment: from now on acknowledgements of its events are ignored, and it makes no progress.
     pub fn revoke(&self, slot: Slot) {
-        self.lock().slots.remove(&slot);
+        let mut state = self.lock();
+        if let Some(assigned) = state.slots.remove(&slot) {
+            if state.revoked.len() == REVOKED_MAX {
+                state.revoked.pop_front();
+            }
+            state.revoked.push_back((slot, assigned.partition));
+        }
+        drop(state);
         self.changed();
+    }
+
+    /// The partition of a slot, although it may have been revoked some time ago: where its events came from, not whose
+    /// they are.
+    pub fn origin(&self, slot: Slot) -> Option<TopicPartition> {
+        let state = self.lock();
+        let assigned = state.slots.get(&slot).map(|assigned| &assigned.partition);
+        let revoked = || state.revoked.iter().rfind(|(revoked, _)| *revoked == slot).map(|(_, partition)| partition);
+        assigned.or_else(revoked).cloned()
     }
 
     /// The partition of a slot, unless it was revoked.
@@ -262,6 +283,7 @@ mod tests {
         token.done();
         assert_eq!(tracker.next(new), None);
         assert!(tracker.progress().is_empty());
+        assert_eq!((tracker.partition(old), tracker.origin(old)), (None, Some(orders(0))));
     }
 
     #[test]

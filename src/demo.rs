@@ -156,7 +156,8 @@ fn load(folder: &Path, address: &str) -> anyhow::Result<ChainSpec> {
     }
     let environment = |name: &str| (name == "KAFKA_BROKERS").then(|| address.to_owned());
     let mut chain = config::load(&folder.join("chain.yaml"), &environment)?.spec;
-    for ConnectionSpec::Kafka(connection) in chain.connections.values_mut() {
+    for connection in chain.connections.values_mut() {
+        let ConnectionSpec::Kafka(connection) = connection else { continue };
         // librdkafka's default. Said here, the mock is not asked what its topics take: it never answers that.
         connection.properties.entry("batch.size".into()).or_insert_with(|| "1000000".into());
     }

@@ -11,7 +11,6 @@ mod settle;
 mod tap;
 mod topology;
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,18 +20,19 @@ use tokio::sync::oneshot;
 use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
-use crate::broker::kafka::{self, Driver, KafkaProducer, KafkaSink};
-use crate::broker::{BrokerError, BrokerErrorKind, Source, SourceContext, SourceEnd};
+use crate::broker::{
+    AnyDriver, AnyProducer, AnySink, BrokerError, BrokerErrorKind, Source, SourceContext, SourceEnd, kafka, nats,
+};
 use crate::function::{Engine, EngineOptions, Function, LoadError};
 use crate::pipeline::lane::{Lane, LaneError};
 use crate::pipeline::plan::{Built, Plan, Stage};
-use crate::spec::{ChainSpec, ConnectionSpec, KafkaConnection, PipelineSpec};
+use crate::spec::{ChainSpec, ConnectionSpec, PipelineSpec, TargetSpec};
 use crate::telemetry::metrics::PipelineMetrics;
 
 pub use error::{RunError, StartError};
 pub use replay::{LetterFate, Replay, ReplayCounts};
 pub use tap::{Tap, tap};
-pub use topology::Topology;
+pub use topology::{Topology, streams_on, topics_on};
 
 /// How long the broker may take to answer before the chain runs.
 const PREPARE_TIMEOUT: Duration = Duration::from_secs(15);
@@ -178,7 +178,7 @@ async fn run(plan: Plan, first: Built, caught_up: Option<Vec<CancellationToken>>
         rebuilds += u32::from(letters.is_none());
         let ready = async {
             match letters {
-                Some((connection, topic)) => come_back(connection, topic).await,
+                Some((connection, target)) => come_back(connection, target).await,
                 None => tokio::time::sleep(pause).await,
             }
         };
@@ -282,13 +282,22 @@ async fn prepare_topics(chains: &[ChainSpec]) -> Result<(), StartError> {
     let mut errors = Vec::new();
     for chain in chains {
         for name in chain.connections.keys() {
-            let (create, used) = topology::topics_on(chain, name);
-            if used.is_empty() {
+            if !chain.used_topics().iter().any(|(on, _)| on == name) {
                 continue;
             }
-            let ConnectionSpec::Kafka(connection) = &chain.connections[name];
-            tracing::info!(connection = name, brokers = connection.brokers.join(","), "connecting");
-            match kafka::admin::prepare(connection, &create, &used, PREPARE_TIMEOUT).await {
+            let connection = &chain.connections[name];
+            tracing::info!(connection = name, brokers = connection.addresses().join(","), "connecting");
+            let prepared = match connection {
+                ConnectionSpec::Kafka(connection) => {
+                    let (create, used) = topology::topics_on(chain, name);
+                    kafka::admin::prepare(connection, &create, &used, PREPARE_TIMEOUT).await
+                }
+                ConnectionSpec::Nats(connection) => {
+                    let (create, used) = topology::streams_on(chain, name);
+                    nats::admin::prepare(connection, &create, &used, PREPARE_TIMEOUT).await
+                }
+            };
+            match prepared {
                 Ok(created) if created.is_empty() => {}
                 Ok(created) => tracing::info!(topics = created.join(", "), "created missing topics"),
                 Err(more) => errors.extend(more),
@@ -303,12 +312,22 @@ fn is_absent(error: &BrokerError) -> bool {
     matches!(error.kind, BrokerErrorKind::UnknownTopic | BrokerErrorKind::Unreachable)
 }
 
-/// Waits until a topic is there. Cancel-safe, but for a look that is under way and ends unseen.
+/// Waits until a topic, or a stream that takes a subject, is there. Cancel-safe, but for a look that is under way and
+/// ends unseen.
 #[expect(clippy::disallowed_methods, reason = "this is the wiring file")]
-async fn come_back(connection: &KafkaConnection, topic: &str) {
+async fn come_back(connection: &ConnectionSpec, target: &TargetSpec) {
+    let topic = target.place();
     loop {
         let (connection, name, runtime) = (connection.clone(), topic.to_owned(), tokio::runtime::Handle::current());
-        let look = move || runtime.block_on(kafka::admin::check(&connection, &[], &[&name], COME_BACK_TIMEOUT));
+        let look = move || match &connection {
+            ConnectionSpec::Kafka(connection) => {
+                runtime.block_on(kafka::admin::check(connection, &[], &[&name], COME_BACK_TIMEOUT))
+            }
+            ConnectionSpec::Nats(connection) => {
+                let used = nats::admin::Used { subjects: vec![&name], ..Default::default() };
+                runtime.block_on(nats::admin::check(connection, &[], &used, COME_BACK_TIMEOUT))
+            }
+        };
         // Looking blocks, and other pipelines run.
         match tokio::task::spawn_blocking(look).await {
             Ok(Err(errors)) if errors.iter().all(is_absent) => {}
@@ -370,7 +389,7 @@ fn spawn_source(
     end
 }
 
-fn spawn_lanes(lanes: Vec<Lane<Stage, KafkaSink>>) -> JoinSet<Result<(), LaneError>> {
+fn spawn_lanes(lanes: Vec<Lane<Stage, AnySink>>) -> JoinSet<Result<(), LaneError>> {
     use tracing::Instrument;
     let mut tasks = JoinSet::new();
     for lane in lanes {
@@ -390,7 +409,7 @@ fn spawn_ticker(engine: &Engine, ticking: Arc<AtomicBool>) {
 }
 
 /// Runs the producers' drivers until their producers are closed.
-fn spawn_drivers(pipeline: &str, drivers: Vec<Driver>) -> JoinSet<()> {
+fn spawn_drivers(pipeline: &str, drivers: Vec<AnyDriver>) -> JoinSet<()> {
     use tracing::Instrument;
     let mut tasks = JoinSet::new();
     for driver in drivers {
@@ -401,9 +420,9 @@ fn spawn_drivers(pipeline: &str, drivers: Vec<Driver>) -> JoinSet<()> {
 
 /// Closing a producer of librdkafka blocks.
 #[expect(clippy::disallowed_methods, reason = "this is the wiring file")]
-async fn close(producers: BTreeMap<String, KafkaProducer>, timeout: Duration) {
+async fn close(producers: Vec<AnyProducer>, timeout: Duration) {
     let runtime = tokio::runtime::Handle::current();
-    let close = move || producers.into_values().for_each(|producer| runtime.block_on(producer.close(timeout)));
+    let close = move || producers.into_iter().for_each(|producer| runtime.block_on(producer.close(timeout)));
     if tokio::task::spawn_blocking(close).await.is_err() {
         tracing::error!("closing a producer panicked");
     }

@@ -1,8 +1,14 @@
 //! What will run: plain, resolved data. No serde, no spans; `config` makes it from what the user wrote.
 
+mod nats;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
+
+pub use nats::{
+    Discard, NatsAuth, NatsConnection, NatsKey, NatsSourceSpec, Retention, Storage, StreamSpec, subjects_meet,
+};
 
 /// Everything one pipeline file (or several together) asks for.
 #[derive(Clone, Debug)]
@@ -13,6 +19,8 @@ pub struct ChainSpec {
     pub connections: BTreeMap<String, ConnectionSpec>,
     /// Topics to create when they are missing.
     pub topics: Vec<TopicSpec>,
+    /// Streams to create when they are missing.
+    pub streams: Vec<StreamSpec>,
     /// The pipelines, in the order of the file.
     pub pipelines: Vec<PipelineSpec>,
     /// Whether pipelines may form a loop.
@@ -21,9 +29,30 @@ pub struct ChainSpec {
 
 /// How to reach a broker.
 #[derive(Clone, Debug)]
+#[expect(clippy::large_enum_variant, reason = "a chain has a handful of connections")]
 pub enum ConnectionSpec {
     /// Apache Kafka, or what speaks its protocol.
     Kafka(KafkaConnection),
+    /// NATS with JetStream.
+    Nats(NatsConnection),
+}
+
+impl ConnectionSpec {
+    /// The connection, when it is one to Kafka.
+    pub fn kafka(&self) -> Option<&KafkaConnection> {
+        match self {
+            Self::Kafka(kafka) => Some(kafka),
+            Self::Nats(_) => None,
+        }
+    }
+
+    /// What tells clusters apart: one may have two names in two files.
+    pub fn addresses(&self) -> &[String] {
+        match self {
+            Self::Kafka(kafka) => &kafka.brokers,
+            Self::Nats(nats) => &nats.servers,
+        }
+    }
 }
 
 /// How to reach a Kafka cluster.
@@ -287,6 +316,34 @@ impl PipelineSpec {
 pub enum SourceSpec {
     /// A consumer group on Kafka topics.
     Kafka(KafkaSourceSpec),
+    /// A durable consumer on a JetStream stream.
+    Nats(NatsSourceSpec),
+}
+
+impl SourceSpec {
+    /// The input, when it is Kafka's.
+    pub fn kafka(&self) -> Option<&KafkaSourceSpec> {
+        match self {
+            Self::Kafka(kafka) => Some(kafka),
+            Self::Nats(_) => None,
+        }
+    }
+
+    /// The connection's name.
+    pub fn connection(&self) -> &str {
+        match self {
+            Self::Kafka(kafka) => &kafka.connection,
+            Self::Nats(nats) => &nats.connection,
+        }
+    }
+
+    /// What is read, by name: topics, or the stream.
+    pub fn places(&self) -> &[String] {
+        match self {
+            Self::Kafka(kafka) => &kafka.topics,
+            Self::Nats(nats) => std::slice::from_ref(&nats.stream),
+        }
+    }
 }
 
 /// A consumer group on Kafka topics.
@@ -410,6 +467,30 @@ pub enum TargetSpec {
         /// The topic's name.
         topic: String,
     },
+    /// A subject of a JetStream stream.
+    Nats {
+        /// The connection's name.
+        connection: String,
+        /// The subject; `{key}` in it stands for the event's key.
+        subject: String,
+    },
+}
+
+impl TargetSpec {
+    /// The connection's name.
+    pub fn connection(&self) -> &str {
+        match self {
+            Self::Kafka { connection, .. } | Self::Nats { connection, .. } => connection,
+        }
+    }
+
+    /// The topic, or the subject.
+    pub fn place(&self) -> &str {
+        match self {
+            Self::Kafka { topic, .. } => topic,
+            Self::Nats { subject, .. } => subject,
+        }
+    }
 }
 
 /// What happens to events that fail.
@@ -457,21 +538,31 @@ pub enum LastResort {
 }
 
 impl ChainSpec {
-    /// Every topic that the pipelines read or write, dead letters included, as connection and topic.
+    /// Every topic, stream and subject that the pipelines read or write, dead letters included, as connection and name.
     pub fn used_topics(&self) -> std::collections::BTreeSet<(&str, &str)> {
         let mut used = std::collections::BTreeSet::new();
         for pipeline in &self.pipelines {
-            let SourceSpec::Kafka(source) = &pipeline.source;
-            used.extend(source.topics.iter().map(|topic| (source.connection.as_str(), topic.as_str())));
-            used.extend(pipeline.targets().map(|TargetSpec::Kafka { connection, topic }| (&**connection, &**topic)));
+            let (connection, places) = (pipeline.source.connection(), pipeline.source.places());
+            used.extend(places.iter().map(|place| (connection, place.as_str())));
+            used.extend(pipeline.targets().map(|target| (target.connection(), target.place())));
         }
         used
+    }
+
+    /// The subjects that an input on NATS takes; `None` where the file does not say.
+    pub fn subjects_of<'a>(&'a self, source: &'a NatsSourceSpec) -> Option<&'a [String]> {
+        if !source.subjects.is_empty() {
+            return Some(&source.subjects);
+        }
+        let is_it = |stream: &&StreamSpec| (&stream.connection, &stream.name) == (&source.connection, &source.stream);
+        self.streams.iter().find(is_it).map(|stream| stream.subjects.as_slice())
     }
 }
 
 /// Whether the value under such a key is a secret: it is then shown as `***`.
 pub fn is_secret(key: &str) -> bool {
-    const PARTS: &[&str] = &["password", "passphrase", "secret", "token", "credential", "private", "apikey", "api_key"];
+    const PARTS: &[&str] =
+        &["password", "passphrase", "secret", "token", "credential", "private", "apikey", "api_key", "nkey"];
     let key = key.to_lowercase();
     // `token_file` names a file; its content is the secret.
     PARTS.iter().any(|part| key.contains(part) && key != "token_file")

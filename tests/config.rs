@@ -11,8 +11,8 @@ use fluxmill::cli::explain::explain;
 use fluxmill::cli::graph::{Format, draw};
 use fluxmill::config::{self, ConfigErrors, Kind, Loaded};
 use fluxmill::spec::{
-    BatchLimits, ColumnarSettings, CommitSpec, Compression, ConnectionSpec, FunctionLimits, Guarantee, KafkaClient,
-    LastResort, Order, SaslMechanism, SaslSpec, SourceSpec, StartOffset, TargetSpec, TokenSource, WhenMissing,
+    BatchLimits, ColumnarSettings, CommitSpec, Compression, FunctionLimits, Guarantee, KafkaClient, LastResort, Order,
+    SaslMechanism, SaslSpec, StartOffset, TargetSpec, TokenSource, WhenMissing,
 };
 
 fn environment(name: &str) -> Option<String> {
@@ -135,7 +135,7 @@ fn defaults() {
     assert_eq!(spec.name, "good", "the folder's name");
     assert!(!spec.allow_loop);
     let payment = &spec.pipelines[0];
-    let SourceSpec::Kafka(source) = &payment.source;
+    let source = payment.source.kafka().expect("input from Kafka");
     assert_eq!((source.connection.as_str(), source.group.as_str()), ("main", "good.payment"));
     assert_eq!((&source.instance, source.start), (&None, StartOffset::Earliest));
     let batch = BatchLimits { max_events: 1000, max_bytes: 1 << 20, max_wait: Duration::ZERO };
@@ -153,7 +153,7 @@ fn defaults() {
     assert!(matches!(&payment.on_error.then, LastResort::DeadLetter(to) if *to == kafka("main", "good.payment.dead")));
     let created: Vec<_> = spec.topics.iter().map(|topic| (topic.topic.as_str(), topic.partitions)).collect();
     assert_eq!(created, [("good.payment.dead", 1), ("good.notification.dead", 1)]);
-    let ConnectionSpec::Kafka(connection) = &spec.connections["main"];
+    let connection = spec.connections["main"].kafka().expect("a connection to Kafka");
     assert_eq!(connection.brokers, ["localhost:9092"]);
     assert_eq!(connection.client, KafkaClient::Columnar(ColumnarSettings::default()));
     assert!(connection.tls.is_none() && connection.sasl.is_none() && connection.properties.is_empty());
@@ -167,13 +167,13 @@ fn kafka(connection: &str, topic: &str) -> TargetSpec {
 fn everything_that_can_be_said() {
     let loaded = load(Path::new("tests/config/good/everything.yaml")).unwrap_or_else(|errors| panic!("{errors}"));
     let spec = &loaded.spec;
-    let ConnectionSpec::Kafka(main) = &spec.connections["main"];
+    let main = spec.connections["main"].kafka().expect("a connection to Kafka");
     assert_eq!(main.brokers, ["one:9092", "two:9092"]);
     let tls = main.tls.as_ref().expect("tls");
     assert_eq!(tls.ca.as_deref(), Some(Path::new("tests/config/good/ca.pem")));
     let Some(SaslSpec::Password { mechanism, password, .. }) = &main.sasl else { panic!("{:?}", main.sasl) };
     assert_eq!((*mechanism, password.0.as_str()), (SaslMechanism::ScramSha512, "hunter3"));
-    let ConnectionSpec::Kafka(edge) = &spec.connections["edge"];
+    let edge = spec.connections["edge"].kafka().expect("a connection to Kafka");
     let Some(SaslSpec::Password { password, .. }) = &edge.sasl else { panic!("{:?}", edge.sasl) };
     assert_eq!(password.0, "hunter2");
     let names: Vec<_> = spec.pipelines[0].outputs.iter().map(|output| output.name.as_str()).collect();
@@ -182,7 +182,7 @@ fn everything_that_can_be_said() {
     assert_eq!(function.config["tricky"], "x\n  then: drop } ${PASSWORD}", "a variable's value is text for good");
     assert_eq!(function.limits.memory, 16 * 64 * 1024, "whole pages");
     assert_eq!(function.digest.as_deref().map(str::len), Some(64));
-    let SourceSpec::Kafka(source) = &spec.pipelines[0].source;
+    let source = spec.pipelines[0].source.kafka().expect("input from Kafka");
     assert_eq!(source.start, StartOffset::Time(1_769_817_600_000));
     assert_eq!(spec.pipelines[0].commit, CommitSpec { interval: Duration::from_secs(1), max_events: None });
     assert_eq!(spec.pipelines[0].on_error.when_missing, WhenMissing::Wait);
@@ -191,7 +191,7 @@ fn everything_that_can_be_said() {
 #[test]
 fn clients_properties_and_tokens() {
     let loaded = load(Path::new("tests/config/good/tokens.yaml")).unwrap_or_else(|errors| panic!("{errors}"));
-    let ConnectionSpec::Kafka(fresh) = &loaded.spec.connections["fresh"];
+    let fresh = loaded.spec.connections["fresh"].kafka().expect("a connection to Kafka");
     let Some(SaslSpec::Token(TokenSource::File(path))) = &fresh.sasl else { panic!("{:?}", fresh.sasl) };
     assert_eq!(path, Path::new("tests/config/good/../files/token.txt"));
     let expected = ColumnarSettings {
@@ -205,7 +205,7 @@ fn clients_properties_and_tokens() {
     assert_eq!(fresh.client, KafkaClient::Columnar(expected));
     let session = fresh.properties.get("session.timeout.ms").map(String::as_str);
     assert_eq!(session, Some("6000"), "the group's properties are passed on");
-    let ConnectionSpec::Kafka(fixed) = &loaded.spec.connections["fixed"];
+    let fixed = loaded.spec.connections["fixed"].kafka().expect("a connection to Kafka");
     let Some(SaslSpec::Token(TokenSource::Value(token))) = &fixed.sasl else { panic!("{:?}", fixed.sasl) };
     assert_eq!((&fixed.client, token.0.as_str()), (&KafkaClient::Librdkafka, "hunter2"));
     assert_eq!(fixed.properties["queued.min.messages"], "1000");

@@ -5,11 +5,12 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use crate::broker::{BrokerError, BrokerErrorKind, kafka};
+use crate::broker::{BrokerError, BrokerErrorKind, kafka, nats};
 use crate::cli::{EXIT_FAILED, EXIT_OK, EXIT_USAGE, environment, report};
 use crate::config::{self, ConfigErrors, Loaded};
 use crate::function::{Engine, EngineOptions, Function};
-use crate::spec::{ConnectionSpec, KafkaConnection, TopicSpec};
+use crate::pipeline::{streams_on, topics_on};
+use crate::spec::{ChainSpec, ConnectionSpec};
 
 /// How long a broker may take to answer.
 const BROKER_TIMEOUT: Duration = Duration::from_secs(15);
@@ -92,15 +93,17 @@ fn components(loaded: &Loaded) -> Result<(), ConfigErrors> {
 /// Asks every broker: what it says about a topic is a mistake at the topic, the rest at the connection.
 fn brokers(loaded: &Loaded) -> Result<(), ConfigErrors> {
     let mut found: Option<ConfigErrors> = None;
-    for (name, ConnectionSpec::Kafka(connection)) in &loaded.spec.connections {
-        let created: Vec<TopicSpec> =
-            loaded.spec.topics.iter().filter(|topic| topic.connection == *name).cloned().collect();
+    for (name, connection) in &loaded.spec.connections {
         let used: Vec<&str> =
             loaded.spec.used_topics().into_iter().filter(|(on, _)| on == name).map(|(_, topic)| topic).collect();
-        for error in ask_broker(connection, &created, &used).err().into_iter().flatten() {
-            let topics = used.iter().copied().chain(created.iter().map(|topic| topic.topic.as_str()));
-            let errors = match topic_in(&error.action, topics) {
-                Some(topic) => loaded.error_at_topic(name, topic, error.to_string(), help_of(&error, topic)),
+        for error in ask_broker(&loaded.spec, name, connection).err().into_iter().flatten() {
+            let topics = loaded.spec.topics.iter().filter(|topic| topic.connection == *name).map(|topic| &topic.topic);
+            let streams = loaded.spec.streams.iter().filter(|stream| stream.connection == *name);
+            let listed = topics.chain(streams.map(|stream| &stream.name)).map(String::as_str);
+            let errors = match topic_in(&error.action, used.iter().copied().chain(listed)) {
+                Some(topic) => {
+                    loaded.error_at_topic(name, topic, error.to_string(), help_of(connection, &error, topic))
+                }
                 None => loaded.error_at_connection(name, error.to_string(), None),
             };
             add(&mut found, errors);
@@ -118,24 +121,44 @@ fn add(found: &mut Option<ConfigErrors>, errors: ConfigErrors) {
 
 /// The longest of the topics that an action names as a whole word.
 fn topic_in<'t>(action: &str, topics: impl Iterator<Item = &'t str>) -> Option<&'t str> {
-    let in_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    let in_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-' | '{' | '}');
     let words: Vec<&str> = action.split(|c| !in_name(c)).collect();
     topics.filter(|topic| words.contains(topic)).max_by_key(|topic| topic.len())
 }
 
-fn help_of(error: &BrokerError, topic: &str) -> Option<String> {
-    let listed = format!("create it, or list it under `topics`: `{topic}: {{ partitions: 8 }}`");
+fn help_of(connection: &ConnectionSpec, error: &BrokerError, topic: &str) -> Option<String> {
+    let listed = match connection {
+        ConnectionSpec::Kafka(_) => {
+            format!("create it, or list it under `topics`: `{topic}: {{ partitions: 8 }}`")
+        }
+        ConnectionSpec::Nats(_) if error.action.starts_with("find subject") => {
+            let subject = topic.replace("{key}", "*");
+            format!("create a stream for it, or list one under `streams`: `OUT: {{ subjects: [\"{subject}\"] }}`")
+        }
+        ConnectionSpec::Nats(_) => {
+            format!("create it, or list it under `streams`: `{topic}: {{ subjects: [orders] }}`")
+        }
+    };
     (error.kind == BrokerErrorKind::UnknownTopic).then_some(listed)
 }
 
 /// Asks one broker, within its own deadline.
-fn ask_broker(connection: &KafkaConnection, created: &[TopicSpec], used: &[&str]) -> Result<(), Vec<BrokerError>> {
-    let created: Vec<&TopicSpec> = created.iter().collect();
+fn ask_broker(chain: &ChainSpec, name: &str, connection: &ConnectionSpec) -> Result<(), Vec<BrokerError>> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| {
-        let action = format!("ask {}", connection.brokers.join(", "));
+        let action = format!("ask {}", connection.addresses().join(", "));
         vec![BrokerError { kind: BrokerErrorKind::Fatal, action, reason: error.to_string() }]
     })?;
-    runtime.block_on(kafka::admin::check(connection, &created, used, BROKER_TIMEOUT)).map(|_| ())
+    let asked = match connection {
+        ConnectionSpec::Kafka(connection) => {
+            let (created, used) = topics_on(chain, name);
+            runtime.block_on(kafka::admin::check(connection, &created, &used, BROKER_TIMEOUT))
+        }
+        ConnectionSpec::Nats(connection) => {
+            let (created, used) = streams_on(chain, name);
+            runtime.block_on(nats::admin::check(connection, &created, &used, BROKER_TIMEOUT))
+        }
+    };
+    asked.map(|_| ())
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ use crate::broker::kafka::reader::{Begin, Reader, Record};
 use crate::cli::{EXIT_FAILED, EXIT_USAGE};
 use crate::config::Loaded;
 use crate::dead_letter::{Filter, Letter};
-use crate::spec::{ConnectionSpec, KafkaConnection, LastResort, PipelineSpec, SourceSpec, TargetSpec};
+use crate::spec::{KafkaConnection, KafkaSourceSpec, LastResort, PipelineSpec, TargetSpec};
 
 /// Characters of a key or a reason in one line.
 const SHOWN_MAX: usize = 80;
@@ -104,13 +104,14 @@ struct LetterTopic<'a> {
     connection: &'a KafkaConnection,
     topic: &'a str,
     pipeline: &'a PipelineSpec,
+    /// What the pipeline reads; none when that is not Kafka's.
+    home: Option<&'a KafkaSourceSpec>,
 }
 
 impl LetterTopic<'_> {
     /// The pipeline's consumer group, in whose name the topic is looked at.
     fn group(&self) -> &str {
-        let SourceSpec::Kafka(source) = &self.pipeline.source;
-        &source.group
+        self.home.map_or("fluxmill-reader", |home| &home.group)
     }
 }
 
@@ -139,14 +140,30 @@ fn letter_topics<'a>(loaded: &'a Loaded, pipeline: Option<&str>) -> Result<Vec<L
         let names: Vec<_> = pipelines.iter().map(|pipeline| pipeline.name.as_str()).collect();
         return Err(usage(&format!("{} has no pipeline {name}; it has {}", loaded.file(), names.join(", "))));
     }
-    let mut topics: Vec<LetterTopic<'a>> = Vec::new();
+    let (mut topics, mut on_nats) = (Vec::<LetterTopic<'a>>::new(), Vec::new());
     for spec in pipelines.iter().filter(|spec| pipeline.is_none_or(|name| spec.name == name)) {
-        let LastResort::DeadLetter(TargetSpec::Kafka { connection, topic }) = &spec.on_error.then else { continue };
-        let (connection_name, ConnectionSpec::Kafka(connection)) = (connection, &loaded.spec.connections[connection]);
+        let (connection_name, topic) = match &spec.on_error.then {
+            LastResort::DeadLetter(TargetSpec::Kafka { connection, topic }) => (connection, topic),
+            LastResort::DeadLetter(TargetSpec::Nats { subject, .. }) => {
+                on_nats.push(format!("those of {} go to {subject} on NATS", spec.name));
+                continue;
+            }
+            LastResort::Stop | LastResort::Drop => continue,
+        };
+        let Some(connection) = loaded.spec.connections[connection_name].kafka() else { continue };
         let known = |known: &LetterTopic<'_>| known.topic == topic && known.connection.brokers == connection.brokers;
         if !topics.iter().any(known) {
-            topics.push(LetterTopic { connection_name, connection, topic, pipeline: spec });
+            let home = spec.source.kafka();
+            topics.push(LetterTopic { connection_name, connection, topic, pipeline: spec, home });
         }
+    }
+    if !on_nats.is_empty() {
+        let instead = "read them with `nats stream view`, and publish them to their subject again";
+        let told = format!("dead letters on NATS are not available here yet: {}; {instead}", on_nats.join(", "));
+        if topics.is_empty() {
+            return Err(usage(&told));
+        }
+        eprintln!("note: {told}");
     }
     if topics.is_empty() {
         let who = pipeline.map_or_else(|| loaded.file().to_owned(), |name| format!("pipeline {name}"));

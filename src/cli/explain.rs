@@ -1,5 +1,7 @@
 //! `fluxmill explain`: the resolved plan, every default included, and what is promised, in words.
 
+mod nats;
+
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -10,8 +12,8 @@ use crate::cli::load_or_report;
 use crate::config::{columnar_settings, show_duration, show_size};
 use crate::spec::{
     ChainSpec, ColumnarSettings, ConnectionSpec, DATA_PROPERTIES, FunctionSpec, Guarantee, KafkaClient,
-    KafkaConnection, LastResort, Order, PipelineSpec, SaslSpec, SourceSpec, StartOffset, TargetSpec, TokenSource,
-    TopicSpec, WhenMissing, is_secret,
+    KafkaConnection, LastResort, Order, PipelineSpec, SaslSpec, SourceSpec, StartOffset, TargetSpec, TlsSpec,
+    TokenSource, TopicSpec, WhenMissing, is_secret,
 };
 
 /// Characters of settings in one line.
@@ -76,12 +78,19 @@ impl Args {
 /// The plan in words.
 pub fn explain(chain: &ChainSpec) -> String {
     let mut out = format!("chain {}\n", chain.name);
-    for (name, ConnectionSpec::Kafka(connection)) in &chain.connections {
-        explain_connection(&mut out, name, connection);
+    for (name, connection) in &chain.connections {
+        match connection {
+            ConnectionSpec::Kafka(connection) => explain_connection(&mut out, name, connection),
+            ConnectionSpec::Nats(connection) => nats::connection(&mut out, name, connection),
+        }
     }
     if !chain.topics.is_empty() {
         out.push_str("\ntopics created at the start when they are missing\n");
         chain.topics.iter().for_each(|topic| explain_topic(&mut out, topic));
+    }
+    if !chain.streams.is_empty() {
+        out.push_str("\nstreams created at the start when they are missing\n");
+        chain.streams.iter().for_each(|stream| nats::stream(&mut out, stream));
     }
     if chain.allow_loop {
         out.push_str("\nloops are allowed: an event may come back to a topic that it came from\n");
@@ -101,19 +110,7 @@ fn line(out: &mut String, key: &str, value: impl std::fmt::Display) {
 fn explain_connection(out: &mut String, name: &str, connection: &KafkaConnection) {
     let _ = writeln!(out, "\nconnection {name} (kafka)");
     line(out, "brokers", connection.brokers.join(", "));
-    match &connection.tls {
-        None => line(out, "tls", "none: events and passwords cross the network in the clear"),
-        Some(tls) => {
-            let ca = tls.ca.as_ref().map_or("the system's roots".to_owned(), |ca| ca.display().to_string());
-            let client = match (&tls.certificate, &tls.key) {
-                (Some(certificate), Some(key)) => {
-                    format!(", client {} with key {}", certificate.display(), key.display())
-                }
-                _ => String::new(),
-            };
-            line(out, "tls", format!("trusts {ca}{client}"));
-        }
-    }
+    line(out, "tls", trusts(connection.tls.as_ref()));
     match &connection.sasl {
         None => line(out, "sasl", "none"),
         Some(SaslSpec::Password { mechanism, username, .. }) => {
@@ -138,6 +135,30 @@ fn explain_connection(out: &mut String, name: &str, connection: &KafkaConnection
     }
     if !properties.is_empty() {
         line(out, "properties", pairs(&properties));
+    }
+}
+
+/// Whom a client trusts, and as whom it comes.
+fn trusts(tls: Option<&TlsSpec>) -> String {
+    let Some(tls) = tls else { return "none: events and passwords cross the network in the clear".to_owned() };
+    let ca = tls.ca.as_ref().map_or("the system's roots".to_owned(), |ca| ca.display().to_string());
+    let client = match (&tls.certificate, &tls.key) {
+        (Some(certificate), Some(key)) => format!(", client {} with key {}", certificate.display(), key.display()),
+        _ => String::new(),
+    };
+    format!("trusts {ca}{client}")
+}
+
+/// Where reading begins where nothing is confirmed yet: `when`.
+fn start(start: StartOffset, when: &str) -> String {
+    match start {
+        StartOffset::Earliest => format!("earliest: where {when}, with the oldest event that is kept"),
+        StartOffset::Latest => format!("latest: where {when}, with events that come from now on"),
+        StartOffset::Time(time) => {
+            let time =
+                jiff::Timestamp::from_millisecond(time).map_or_else(|_| format!("{time} ms"), |time| time.to_string());
+            format!("where {when}, with the first event at or after {time}")
+        }
     }
 }
 
@@ -185,29 +206,17 @@ fn pairs(values: &BTreeMap<String, String>) -> String {
 
 fn explain_pipeline(out: &mut String, pipeline: &PipelineSpec) {
     let _ = writeln!(out, "\npipeline {}", pipeline.name);
-    let SourceSpec::Kafka(source) = &pipeline.source;
-    let topics = source.topics.join(", ");
-    line(out, "from", format!("{topics} on {}, group {}", source.connection, source.group));
-    if let Some(instance) = &source.instance {
-        line(out, "instance", format!("{instance} (a restart within the session timeout moves no partitions)"));
+    match &pipeline.source {
+        SourceSpec::Kafka(source) => {
+            let topics = source.topics.join(", ");
+            line(out, "from", format!("{topics} on {}, group {}", source.connection, source.group));
+            if let Some(instance) = &source.instance {
+                line(out, "instance", format!("{instance} (a restart within the session timeout moves no partitions)"));
+            }
+            line(out, "start", start(source.start, "the group has no offset"));
+        }
+        SourceSpec::Nats(source) => nats::source(out, source),
     }
-    line(
-        out,
-        "start",
-        match source.start {
-            StartOffset::Earliest => {
-                "earliest: where the group has no offset, with the oldest event that is kept".to_owned()
-            }
-            StartOffset::Latest => {
-                "latest: where the group has no offset, with events that come from now on".to_owned()
-            }
-            StartOffset::Time(time) => {
-                let time = jiff::Timestamp::from_millisecond(time)
-                    .map_or_else(|_| format!("{time} ms"), |time| time.to_string());
-                format!("where the group has no offset, with the first event at or after {time}")
-            }
-        },
-    );
     let (batch, limits) = (&pipeline.batch, pipeline.function.as_ref());
     let bytes = show_size(batch.max_bytes as u64);
     let wait = show_duration(batch.max_wait);
@@ -216,7 +225,9 @@ fn explain_pipeline(out: &mut String, pipeline: &PipelineSpec) {
         out,
         "order",
         match pipeline.order {
+            Order::Partition if nats::reads(pipeline) => "partition: events of the stream keep their order",
             Order::Partition => "partition: events of a partition, and so of a key, keep their order",
+            Order::Key if nats::reads(pipeline) => "key: events that have the same key keep their order",
             Order::Key => "key: events of a partition that have the same key keep their order",
             Order::None => "none: events may overtake each other",
         },
@@ -276,8 +287,7 @@ fn explain_function(out: &mut String, function: &FunctionSpec) {
 }
 
 fn target(target: &TargetSpec) -> String {
-    let TargetSpec::Kafka { connection, topic } = target;
-    format!("{topic} on {connection}")
+    format!("{} on {}", target.place(), target.connection())
 }
 
 /// What is promised, as sentences.
@@ -309,10 +319,13 @@ fn explain_guarantee(out: &mut String, pipeline: &PipelineSpec) {
         None => "",
     };
     let guarantee = match pipeline.guarantee {
+        Guarantee::AtLeastOnce if nats::reads(pipeline) => nats::FROM_NATS,
         Guarantee::AtLeastOnce => AT_LEAST_ONCE,
         Guarantee::ExactlyOnce => EXACTLY_ONCE,
     };
+    let ids = if nats::publishes(pipeline) { nats::TO_NATS } else { "" };
     let order = match pipeline.order {
+        Order::Partition if nats::reads(pipeline) => nats::BY_STREAM,
         Order::Partition => BY_PARTITION,
         Order::Key => BY_KEY,
         Order::None => BY_NOTHING,
@@ -324,7 +337,7 @@ fn explain_guarantee(out: &mut String, pipeline: &PipelineSpec) {
     };
     let _ = write!(
         out,
-        "{guarantee}{order}{others}  \
+        "{guarantee}{ids}{order}{others}  \
          An event that may pass later {again}{failed}.\n  \
          An event that the function rejects {failed}. {held}\n{faults}",
     );

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use crate::cli::load_or_report;
-use crate::spec::{ChainSpec, LastResort, PipelineSpec, SourceSpec, TargetSpec};
+use crate::spec::{ChainSpec, LastResort, PipelineSpec, StreamSpec, TargetSpec, subjects_meet};
 
 /// Draw a chain: its topics and pipelines, dead letters included.
 #[derive(Debug, clap::Args)]
@@ -73,21 +73,30 @@ fn topic_name(chain: &ChainSpec, connection: &str, topic: &str) -> String {
     if chain.connections.len() > 1 { format!("{connection}/{topic}") } else { topic.to_owned() }
 }
 
+/// Where events go: a topic; or a subject, or the stream that stores it where the file lists that, so that it is one
+/// place with what is read from there.
+fn place(chain: &ChainSpec, target: &TargetSpec) -> String {
+    let TargetSpec::Nats { connection, subject } = target else { return target.place().to_owned() };
+    let stores = |stream: &&StreamSpec| {
+        stream.connection == *connection && stream.subjects.iter().any(|stored| subjects_meet(stored, subject))
+    };
+    chain.streams.iter().find(stores).map_or_else(|| subject.clone(), |stream| stream.name.clone())
+}
+
 fn edges(chain: &ChainSpec, pipeline: &PipelineSpec) -> Vec<Edge> {
-    let SourceSpec::Kafka(source) = &pipeline.source;
+    let from = pipeline.source.connection();
     let edge = |connection: &str, topic: &str, label: &str, kind| Edge {
         topic: topic_name(chain, connection, topic),
         label: label.to_owned(),
         kind,
     };
-    let mut edges: Vec<_> = source.topics.iter().map(|topic| edge(&source.connection, topic, "", Kind::In)).collect();
+    let mut edges: Vec<_> = pipeline.source.places().iter().map(|input| edge(from, input, "", Kind::In)).collect();
     for output in &pipeline.outputs {
-        let TargetSpec::Kafka { connection, topic } = &output.target;
         let label = if pipeline.outputs.len() > 1 { output.name.as_str() } else { "" };
-        edges.push(edge(connection, topic, label, Kind::Out));
+        edges.push(edge(output.target.connection(), &place(chain, &output.target), label, Kind::Out));
     }
-    if let LastResort::DeadLetter(TargetSpec::Kafka { connection, topic }) = &pipeline.on_error.then {
-        edges.push(edge(connection, topic, "dead letter", Kind::Dead));
+    if let LastResort::DeadLetter(target) = &pipeline.on_error.then {
+        edges.push(edge(target.connection(), &place(chain, target), "dead letter", Kind::Dead));
     }
     edges
 }

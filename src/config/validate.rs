@@ -99,7 +99,7 @@ impl Validator<'_> {
         debug_assert!(topics.len() >= listed, "default dead letters are only added");
         let allow_loop = file.allow_loop.value.is_some_and(|flag| flag.0);
         self.mistakes.extend(self.wiring.check(allow_loop));
-        Some(spec::ChainSpec { name: name?, connections, topics, pipelines, allow_loop })
+        Some(spec::ChainSpec { name: name?, connections, topics, streams: Vec::new(), pipelines, allow_loop })
     }
 
     fn name(&mut self) -> Option<String> {
@@ -203,7 +203,7 @@ impl Validator<'_> {
         let prefix = chain.map(|chain| format!("{chain}.{}", entry.name));
         let source = self.source(nth, pipeline, prefix.as_deref());
         let outputs = self.outputs(nth, entry, pipeline);
-        let dead_letter_home = source.as_ref().map(|spec::SourceSpec::Kafka(source)| source.connection.clone());
+        let dead_letter_home = source.as_ref().map(|source| source.connection().to_owned());
         let on_error = self.on_error(nth, entry, pipeline, prefix.as_deref(), dead_letter_home);
         let function = pipeline.function.value.as_ref().map(|function| self.function(pipeline, function));
         let batch = pipeline.batch.value.as_ref()?;
@@ -494,6 +494,7 @@ fn default_dead_letter_topic(pipeline: &spec::PipelineSpec) -> Option<spec::Topi
             replication: None,
             settings: BTreeMap::new(),
         }),
+        spec::LastResort::DeadLetter(spec::TargetSpec::Nats { .. }) => None,
         spec::LastResort::Stop | spec::LastResort::Drop => None,
     }
 }

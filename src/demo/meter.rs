@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::demo::view::{EventLine, Frame, HopFrame, Phase, TopicFrame};
-use crate::spec::{ChainSpec, LastResort, PipelineSpec, SourceSpec, TargetSpec};
+use crate::spec::{ChainSpec, LastResort, PipelineSpec, TargetSpec};
 use crate::telemetry::metrics::{Counter, PipelineMetrics, Snapshot};
 
 /// Rates are those of the last second.
@@ -95,14 +95,13 @@ impl Flow {
 }
 
 fn hop(spec: &PipelineSpec, metrics: Arc<PipelineMetrics>) -> Hop {
-    let SourceSpec::Kafka(source) = &spec.source;
-    let topic = |TargetSpec::Kafka { topic, .. }: &TargetSpec| topic.clone();
+    let topic = |target: &TargetSpec| target.place().to_owned();
     let dead_letter = match &spec.on_error.then {
         LastResort::DeadLetter(target) => Some(topic(target)),
         LastResort::Stop | LastResort::Drop => None,
     };
     let outputs = spec.outputs.iter().map(|output| topic(&output.target)).collect();
-    Hop { name: spec.name.clone(), inputs: source.topics.clone(), outputs, dead_letter, metrics }
+    Hop { name: spec.name.clone(), inputs: spec.source.places().to_vec(), outputs, dead_letter, metrics }
 }
 
 /// All topics that a chain uses.
@@ -114,8 +113,7 @@ pub fn topics(chain: &ChainSpec) -> BTreeSet<String> {
 pub fn ends(chain: &ChainSpec) -> Vec<String> {
     let mut ends = topics(chain);
     for pipeline in &chain.pipelines {
-        let SourceSpec::Kafka(source) = &pipeline.source;
-        for topic in &source.topics {
+        for topic in pipeline.source.places() {
             ends.remove(topic);
         }
     }

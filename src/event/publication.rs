@@ -1,5 +1,6 @@
 //! The published events of one call that go to one output: a view over input and outcome, nothing copied.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use arrow_array::{Array, BinaryArray};
@@ -132,7 +133,25 @@ impl Publication {
         }
     }
 
-    fn published(&self, at: usize) -> usize {
+    /// For each published event of the outcome, which of those it is that its cause has in the same output, counted from
+    /// 0. Publications of one outcome agree on it, and so does the outcome of the same event when it is run again.
+    pub fn numbers(&self) -> Vec<u32> {
+        let outcome = &self.outcome;
+        let mut counts: HashMap<(u32, u8), u32> = HashMap::new();
+        let mut count = |cause: u32, output: u8| {
+            let count = counts.entry((cause, output)).or_default();
+            *count += 1;
+            *count - 1
+        };
+        let outputs = &outcome.outputs;
+        let is_single = outcome.causes.is_sorted_by(|one, other| one < other);
+        let number = |(at, &cause): (usize, &u32)| count(cause, outputs.get(at).copied().unwrap_or(0));
+        // Most functions make one event of one.
+        if is_single { vec![0; outcome.len()] } else { outcome.causes.iter().enumerate().map(number).collect() }
+    }
+
+    /// Which published event of the outcome the event at `at` is.
+    pub fn published(&self, at: usize) -> usize {
         match &self.rows {
             Rows::All => at,
             Rows::Some(rows) => rows[at] as usize,

@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use crate::broker::BrokerError;
-use crate::broker::kafka::{self, Driver, KafkaProducer, KafkaSink, KafkaSource};
+use crate::broker::kafka::{self, KafkaProducer, KafkaSink, KafkaSource};
+use crate::broker::nats::{self, NatsProducer, NatsSource};
+use crate::broker::{AnyDriver, AnyProducer, AnySink, AnySource, BrokerError, BrokerErrorKind};
 use crate::delivery::Tracker;
 use crate::event::{EventBatch, Outcome};
 use crate::function::{CallError, Function, PassThrough, Transform};
@@ -30,6 +31,8 @@ pub(super) struct Plan {
     spec: PipelineSpec,
     connections: BTreeMap<String, ConnectionSpec>,
     function: Option<Arc<Function>>,
+    /// Chain and pipeline: begins what must stay the same over restarts.
+    full_name: String,
     /// What it calls itself at the broker.
     client: String,
     /// `transactional.id`, where there are transactions: the same one each time that it is built.
@@ -42,12 +45,12 @@ pub(super) struct Plan {
 
 /// A pipeline that is ready to run.
 pub(super) struct Built {
-    pub(super) source: KafkaSource,
-    pub(super) lanes: Vec<Lane<Stage, KafkaSink>>,
+    pub(super) source: AnySource,
+    pub(super) lanes: Vec<Lane<Stage, AnySink>>,
     /// One for each connection that is published to; none where the source has the producer of its transactions.
-    pub(super) producers: BTreeMap<String, KafkaProducer>,
+    pub(super) producers: Vec<AnyProducer>,
     /// What must be run for the producers.
-    pub(super) drivers: Vec<Driver>,
+    pub(super) drivers: Vec<AnyDriver>,
     /// The lanes' intakes, as the source sees them.
     pub(super) intakes: Lanes,
     pub(super) tracker: Arc<Tracker>,
@@ -82,13 +85,23 @@ impl Transform for Stage {
     }
 }
 
-/// Where a pipeline publishes to.
+/// What a pipeline reads and publishes with.
 struct Publishing {
-    source: KafkaSource,
-    producers: BTreeMap<String, KafkaProducer>,
-    drivers: Vec<Driver>,
-    sinks: BTreeMap<TargetSpec, KafkaSink>,
+    source: AnySource,
+    producers: Vec<AnyProducer>,
+    drivers: Vec<AnyDriver>,
+    sinks: Sinks,
 }
+
+/// Where a pipeline publishes to.
+struct Sinks {
+    /// In the order of the outputs.
+    outputs: Vec<AnySink>,
+    dead_letter: Option<AnySink>,
+}
+
+/// The output's name in the ids of messages that are dead letters; no output can have it.
+const DEAD_LETTER: &str = "!dead";
 
 impl Plan {
     pub(super) fn new(
@@ -99,14 +112,17 @@ impl Plan {
         stop: CancellationToken,
     ) -> Self {
         let client = format!("fluxmill-{}-{}", chain.name, spec.name);
-        let SourceSpec::Kafka(source) = &spec.source;
-        // A static member comes back as the same producer, and ends at once what a crash left open. Others must not
-        // fence each other.
-        let instance = source.instance.clone().unwrap_or_else(|| format!("{:016x}", fastrand::u64(..)));
+        let transactional_id = |source: &KafkaSourceSpec| {
+            // A static member comes back as the same producer, and ends at once what a crash left open. Others must not
+            // fence each other.
+            let instance = source.instance.clone().unwrap_or_else(|| format!("{:016x}", fastrand::u64(..)));
+            // There is no slash in a pipeline's or an instance's name: no two of these are alike by chance.
+            format!("fluxmill/{}/{}/{instance}", source.group, spec.name)
+        };
         let transactional = spec.guarantee == Guarantee::ExactlyOnce;
         Self {
-            // There is no slash in a pipeline's or an instance's name: no two of these are alike by chance.
-            transactional_id: transactional.then(|| format!("fluxmill/{}/{}/{instance}", source.group, spec.name)),
+            transactional_id: spec.source.kafka().filter(|_| transactional).map(transactional_id),
+            full_name: format!("{}.{}", chain.name, spec.name),
             client,
             metrics: Arc::new(PipelineMetrics::new(spec.outputs.len())),
             spec: spec.clone(),
@@ -133,97 +149,129 @@ impl Plan {
     /// # Errors
     /// When a client does not accept its settings.
     pub(super) async fn build(&self) -> Result<Built, BrokerError> {
-        let SourceSpec::Kafka(source) = &self.spec.source;
-        let (tracker, publishing) = match &self.transactional_id {
-            None => (Tracker::default(), self.publishing(source).await?),
-            Some(id) => (Tracker::transactional(), self.publishing_in_transactions(source, id).await?),
+        let transactional = self.transactional_id.as_ref().map(|_| Tracker::transactional());
+        let (tracker, bell) = (Arc::new(transactional.unwrap_or_default()), Arc::new(Bell::default()));
+        let publishing = match (&self.transactional_id, self.spec.source.kafka()) {
+            (Some(id), Some(source)) => self.publishing_in_transactions(source, id).await?,
+            _ => self.publishing(&tracker).await?,
         };
         let Publishing { source, producers, drivers, sinks } = publishing;
-        let (tracker, bell) = (Arc::new(tracker), Arc::new(Bell::default()));
         let intakes = Lanes::new(self.spec.lanes, self.spec.order, self.spec.batch, &tracker, &bell);
         let lanes = intakes.intakes().iter().map(|intake| self.lane(intake.clone(), &tracker, &sinks)).collect();
         Ok(Built { source, lanes, producers, drivers, intakes, tracker, bell })
     }
 
-    /// The topic of the dead letters, where the pipeline waits while it is gone.
-    pub(super) fn awaited_letters(&self) -> Option<(&KafkaConnection, &str)> {
+    /// Where the dead letters go, where the pipeline waits while that is gone.
+    pub(super) fn awaited_letters(&self) -> Option<(&ConnectionSpec, &TargetSpec)> {
         match &self.spec.on_error.then {
-            crate::spec::LastResort::DeadLetter(TargetSpec::Kafka { connection, topic })
-                if self.spec.on_error.when_missing == WhenMissing::Wait =>
-            {
-                Some((self.connection(connection), topic))
+            crate::spec::LastResort::DeadLetter(target) if self.spec.on_error.when_missing == WhenMissing::Wait => {
+                Some((&self.connections[target.connection()], target))
             }
             _ => None,
         }
     }
 
-    fn lane(
-        &self,
-        intake: Arc<Intake>,
-        tracker: &Arc<Tracker>,
-        sinks: &BTreeMap<TargetSpec, KafkaSink>,
-    ) -> Lane<Stage, KafkaSink> {
-        let outputs = self.spec.outputs.iter().map(|output| sinks[&output.target].clone()).collect();
-        let last_resort = match &self.spec.on_error.then {
-            crate::spec::LastResort::DeadLetter(target) => LastResort::DeadLetter(sinks[target].clone()),
-            crate::spec::LastResort::Stop => LastResort::Stop,
-            crate::spec::LastResort::Drop => LastResort::Drop,
+    fn lane(&self, intake: Arc<Intake>, tracker: &Arc<Tracker>, sinks: &Sinks) -> Lane<Stage, AnySink> {
+        let last_resort = match (&self.spec.on_error.then, &sinks.dead_letter) {
+            (crate::spec::LastResort::DeadLetter(_), Some(sink)) => LastResort::DeadLetter(sink.clone()),
+            (crate::spec::LastResort::Drop, _) => LastResort::Drop,
+            _ => LastResort::Stop,
         };
         let digest = self.function.as_ref().map_or_else(String::new, |function| function.digest().to_owned());
         let sender = Sender { pipeline: self.spec.name.clone(), digest, replays: self.replay.is_some() };
         let (metrics, order, retry) = (self.metrics.clone(), self.spec.order, self.spec.on_error.retry);
         let replay = self.replay.clone().map(|replay| (replay, tracker.clone()));
         let transform = Arc::new(Stage { function: self.function.clone(), replay });
+        let outputs = sinks.outputs.clone();
         Lane { intake, transform, outputs, order, retry, last_resort, sender, metrics }
     }
 
     /// Each connection has a producer of its own, and the source commits by itself.
-    async fn publishing(&self, source: &KafkaSourceSpec) -> Result<Publishing, BrokerError> {
-        let (mut producers, mut drivers, mut sinks) = (BTreeMap::new(), Vec::new(), BTreeMap::new());
+    async fn publishing(&self, tracker: &Arc<Tracker>) -> Result<Publishing, BrokerError> {
+        let (mut producers, mut drivers) = (BTreeMap::new(), Vec::new());
         for (name, targets) in self.targets() {
-            let (producer, driver) = KafkaProducer::connect(&self.fitting(name, &targets).await, &self.client)?;
-            sinks.extend(targets.into_iter().map(|target| (target.clone(), producer.sink(topic(target)))));
-            producers.insert(name.to_owned(), producer);
-            drivers.extend(driver);
+            let producer = match &self.connections[name] {
+                ConnectionSpec::Kafka(connection) => {
+                    let (producer, driver) =
+                        KafkaProducer::connect(&fitting(connection, &targets).await, &self.client)?;
+                    drivers.extend(driver.map(|driver| AnyDriver::Kafka(Box::new(driver))));
+                    AnyProducer::Kafka(producer)
+                }
+                ConnectionSpec::Nats(connection) => {
+                    let (producer, driver) = NatsProducer::new(connection, &self.client);
+                    drivers.push(AnyDriver::Nats(Box::new(driver)));
+                    AnyProducer::Nats(producer)
+                }
+            };
+            producers.insert(name, producer);
         }
-        let source = KafkaSource::new(self.connection(&source.connection), source, &self.client)?;
-        Ok(Publishing { source, producers, drivers, sinks })
+        let sinks = self.sinks(|target, output| match &producers[target.connection()] {
+            AnyProducer::Kafka(producer) => AnySink::Kafka(producer.sink(target.place())),
+            AnyProducer::Nats(producer) => AnySink::Nats(producer.sink(target.place(), self.sender(output, tracker))),
+        });
+        let source = match (&self.spec.source, &self.connections[self.spec.source.connection()]) {
+            (SourceSpec::Kafka(source), ConnectionSpec::Kafka(connection)) => {
+                AnySource::Kafka(KafkaSource::new(connection, source, &self.client)?)
+            }
+            (SourceSpec::Nats(source), ConnectionSpec::Nats(connection)) => {
+                AnySource::Nats(NatsSource::new(connection, source, &self.client))
+            }
+            _ => return Err(other_broker(self.spec.source.connection())),
+        };
+        Ok(Publishing { source, producers: producers.into_values().collect(), drivers, sinks })
+    }
+
+    /// Who publishes on NATS to an output.
+    fn sender(&self, output: &str, tracker: &Arc<Tracker>) -> nats::Sender {
+        nats::Sender {
+            pipeline: self.full_name.clone(),
+            output: output.to_owned(),
+            tracker: tracker.clone(),
+            reads_stream: matches!(self.spec.source, SourceSpec::Nats(_)),
+        }
+    }
+
+    /// A sink for each output and for the dead letters.
+    fn sinks(&self, sink: impl Fn(&TargetSpec, &str) -> AnySink) -> Sinks {
+        let outputs = self.spec.outputs.iter().map(|output| sink(&output.target, &output.name)).collect();
+        let dead_letter = match &self.spec.on_error.then {
+            crate::spec::LastResort::DeadLetter(target) => Some(sink(target, DEAD_LETTER)),
+            crate::spec::LastResort::Stop | crate::spec::LastResort::Drop => None,
+        };
+        Sinks { outputs, dead_letter }
     }
 
     /// The source's connection has one producer for everything, in whose transactions the source commits.
     async fn publishing_in_transactions(&self, source: &KafkaSourceSpec, id: &str) -> Result<Publishing, BrokerError> {
+        let ConnectionSpec::Kafka(home) = &self.connections[&source.connection] else {
+            return Err(other_broker(&source.connection));
+        };
         let targets: Vec<_> = self.spec.targets().collect();
-        let connection = self.fitting(&source.connection, &targets).await;
-        let (producer, driver) = kafka::transactional(&connection, &self.client, id)?;
-        let sink = |target: &TargetSpec| KafkaSink::Columnar(producer.sink(topic(target)));
-        let sinks = targets.into_iter().map(|target| (target.clone(), sink(target))).collect();
-        let source = KafkaSource::new(self.connection(&source.connection), source, &self.client)?;
-        let source = source.with_transactions(producer)?;
-        Ok(Publishing { source, producers: BTreeMap::new(), drivers: vec![driver], sinks })
+        let (producer, driver) = kafka::transactional(&fitting(home, &targets).await, &self.client, id)?;
+        let sinks = self.sinks(|target, _| AnySink::Kafka(KafkaSink::Columnar(producer.sink(target.place()))));
+        let source = KafkaSource::new(home, source, &self.client)?.with_transactions(producer)?;
+        let (source, drivers) = (AnySource::Kafka(source), vec![AnyDriver::Kafka(Box::new(driver))]);
+        Ok(Publishing { source, producers: Vec::new(), drivers, sinks })
     }
 
     /// What is published to on each connection.
     fn targets(&self) -> BTreeMap<&str, Vec<&TargetSpec>> {
         let mut targets: BTreeMap<&str, Vec<&TargetSpec>> = BTreeMap::new();
         for target in self.spec.targets() {
-            let TargetSpec::Kafka { connection, .. } = target;
-            targets.entry(connection).or_default().push(target);
+            targets.entry(target.connection()).or_default().push(target);
         }
         targets
     }
-
-    /// A connection with batches that these topics take.
-    async fn fitting(&self, connection: &str, targets: &[&TargetSpec]) -> KafkaConnection {
-        let topics: Vec<&str> = targets.iter().map(|target| topic(target)).collect();
-        kafka::admin::with_fitting_batches(self.connection(connection), &topics, SETTINGS_TIMEOUT).await
-    }
-
-    fn connection(&self, name: &str) -> &KafkaConnection {
-        let ConnectionSpec::Kafka(connection) = &self.connections[name];
-        connection
-    }
 }
 
-fn topic(TargetSpec::Kafka { topic, .. }: &TargetSpec) -> &str {
-    topic
+/// A connection with batches that these topics take.
+async fn fitting(connection: &KafkaConnection, targets: &[&TargetSpec]) -> KafkaConnection {
+    let topics: Vec<&str> = targets.iter().map(|target| target.place()).collect();
+    kafka::admin::with_fitting_batches(connection, &topics, SETTINGS_TIMEOUT).await
+}
+
+/// The configuration refuses it.
+fn other_broker(connection: &str) -> BrokerError {
+    let reason = format!("connection {connection} is one to another kind of broker");
+    BrokerError { kind: BrokerErrorKind::Settings, action: "read events".into(), reason }
 }

@@ -2,7 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::spec::{ChainSpec, ConnectionSpec, PipelineSpec, SourceSpec, TargetSpec, TopicSpec};
+use crate::broker::nats::admin::Used;
+use crate::spec::{ChainSpec, PipelineSpec, SourceSpec, StreamSpec, TargetSpec, TopicSpec, subjects_meet};
 
 /// The pipelines of one run and which of them feed which.
 #[derive(Debug)]
@@ -35,13 +36,16 @@ impl<'a> Topology<'a> {
     pub fn a_shared_group(&self) -> Option<String> {
         let mut groups = BTreeMap::new();
         for (chain, pipeline) in self.pipelines() {
-            let SourceSpec::Kafka(source) = &pipeline.source;
-            for topic in &source.topics {
-                let group = (brokers(chain, &source.connection), &source.group, topic);
+            let (what, name) = match &pipeline.source {
+                SourceSpec::Kafka(source) => ("topic", &source.group),
+                SourceSpec::Nats(source) => ("stream", &source.durable),
+            };
+            for place in pipeline.source.places() {
+                let group = (brokers(chain, pipeline.source.connection()), name, place);
                 if let Some((other, first)) = groups.insert(group, (&chain.name, &pipeline.name)) {
                     return Some(format!(
-                        "pipelines {other}/{first} and {}/{} consume topic {topic} in one group, {}",
-                        chain.name, pipeline.name, source.group
+                        "pipelines {other}/{first} and {}/{} consume {what} {place} in one group, {name}",
+                        chain.name, pipeline.name
                     ));
                 }
             }
@@ -77,21 +81,37 @@ impl<'a> Topology<'a> {
 
 /// The indices of the pipelines that publish to a topic which `pipeline` consumes.
 fn upstreams(all: &[(&ChainSpec, &PipelineSpec)], chain: &ChainSpec, pipeline: &PipelineSpec) -> Vec<usize> {
-    let SourceSpec::Kafka(source) = &pipeline.source;
-    let cluster = brokers(chain, &source.connection);
+    let cluster = brokers(chain, pipeline.source.connection());
     let feeds = |&(other, candidate): &(&ChainSpec, &PipelineSpec)| {
-        candidate.outputs.iter().any(|output| {
-            let TargetSpec::Kafka { connection, topic } = &output.target;
-            source.topics.contains(topic) && brokers(other, connection) == cluster
-        })
+        let reaches = |target: &TargetSpec| match (&pipeline.source, target) {
+            (SourceSpec::Kafka(source), TargetSpec::Kafka { topic, .. }) => source.topics.contains(topic),
+            (SourceSpec::Nats(source), TargetSpec::Nats { subject, .. }) => {
+                // The stream may be listed in the file of whoever writes to it.
+                let subjects = chain.subjects_of(source).or_else(|| other.subjects_of(source)).unwrap_or_default();
+                subjects.iter().any(|read| subjects_meet(read, subject))
+            }
+            _ => false,
+        };
+        let outputs = candidate.outputs.iter().map(|output| &output.target);
+        outputs.into_iter().any(|target| reaches(target) && brokers(other, target.connection()) == cluster)
     };
     all.iter().enumerate().filter(|(_, candidate)| feeds(candidate)).map(|(index, _)| index).collect()
 }
 
 /// What tells clusters apart: the same one may have two names in two files.
 fn brokers<'a>(chain: &'a ChainSpec, connection: &str) -> &'a [String] {
-    let ConnectionSpec::Kafka(kafka) = &chain.connections[connection];
-    &kafka.brokers
+    chain.connections[connection].addresses()
+}
+
+/// The streams of one connection: those to create when missing, and what pipelines use.
+pub fn streams_on<'a>(chain: &'a ChainSpec, connection: &str) -> (Vec<&'a StreamSpec>, Used<'a>) {
+    let create = chain.streams.iter().filter(|stream| stream.connection == connection).collect();
+    let sources = chain.pipelines.iter().filter(|pipeline| pipeline.source.connection() == connection);
+    let streams: BTreeSet<&str> = sources.flat_map(|pipeline| pipeline.source.places()).map(String::as_str).collect();
+    let targets = chain.pipelines.iter().flat_map(PipelineSpec::targets);
+    let subjects: BTreeSet<&str> =
+        targets.filter(|target| target.connection() == connection).map(TargetSpec::place).collect();
+    (create, Used { streams: streams.into_iter().collect(), subjects: subjects.into_iter().collect() })
 }
 
 /// The topics of one connection: those to create when missing, and all that pipelines use.
@@ -151,6 +171,7 @@ mod tests {
             name: "test".into(),
             connections: [("main".into(), ConnectionSpec::Kafka(kafka))].into(),
             topics: Vec::new(),
+            streams: Vec::new(),
             pipelines,
             allow_loop: true,
         }

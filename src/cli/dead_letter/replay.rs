@@ -26,8 +26,8 @@ use crate::function::EngineOptions;
 use crate::pipeline::{self, Chain, LetterFate, Replay, ReplayCounts, RunOptions};
 use crate::shutdown;
 use crate::spec::{
-    ChainSpec, ConnectionSpec, Guarantee, KafkaClient, KafkaSourceSpec, LastResort, Order, OutputSpec, PipelineSpec,
-    SourceSpec, StartOffset, TargetSpec,
+    ChainSpec, Guarantee, KafkaClient, KafkaSourceSpec, LastResort, Order, OutputSpec, PipelineSpec, SourceSpec,
+    StartOffset, TargetSpec,
 };
 use crate::telemetry::logs;
 
@@ -129,8 +129,7 @@ impl Args {
             filter.until.map(|at| at.as_millisecond())
         ));
         say(&format!("{:?} {} {} {}", filter.at, self.through.is_some(), self.max_replays, topic.topic));
-        let SourceSpec::Kafka(home) = &topic.pipeline.source;
-        home.topics.iter().for_each(|topic| say(topic));
+        topic.pipeline.source.places().iter().for_each(|topic| say(topic));
         let digest: String = said.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect();
         format!("{}.replay.{digest}", topic.group())
     }
@@ -142,7 +141,14 @@ impl Args {
         group: String,
     ) -> Result<(PipelineSpec, Option<BTreeMap<String, u8>>), String> {
         let mut spec = topic.pipeline.clone();
-        let SourceSpec::Kafka(home) = &topic.pipeline.source;
+        let (Some(home), false) =
+            (topic.home, topic.pipeline.targets().any(|to| matches!(to, TargetSpec::Nats { .. })))
+        else {
+            let name = &spec.name;
+            return Err(format!(
+                "pipeline {name} reads from NATS or writes to it, and replay is not available there yet"
+            ));
+        };
         spec.source = SourceSpec::Kafka(KafkaSourceSpec {
             connection: topic.connection_name.to_owned(),
             topics: vec![topic.topic.to_owned()],
@@ -175,8 +181,9 @@ impl Args {
         }
         if let Some(to) = &self.to {
             for output in &mut spec.outputs {
-                let TargetSpec::Kafka { topic, .. } = &mut output.target;
-                topic.clone_from(to);
+                if let TargetSpec::Kafka { topic, .. } = &mut output.target {
+                    topic.clone_from(to);
+                }
             }
             spec.on_error.then = LastResort::Drop;
         }
@@ -222,9 +229,9 @@ fn letter_topic<'a>(loaded: &'a Loaded, pipeline: Option<&str>) -> Result<Letter
 
 /// In transactions, where all of it is on one connection that has them.
 fn with_guarantee(mut spec: PipelineSpec, chain: &ChainSpec) -> PipelineSpec {
-    let SourceSpec::Kafka(source) = &spec.source;
-    let ConnectionSpec::Kafka(connection) = &chain.connections[&source.connection];
-    let is_home = |TargetSpec::Kafka { connection, .. }: &TargetSpec| *connection == source.connection;
+    let home = spec.source.connection().to_owned();
+    let Some(connection) = chain.connections[&home].kafka() else { return spec };
+    let is_home = |target: &TargetSpec| *target.connection() == home;
     spec.guarantee = match &connection.client {
         KafkaClient::Columnar(settings) if spec.targets().all(is_home) => {
             let most = settings.transaction_age_max();
@@ -265,8 +272,7 @@ fn summary(running: &Chain, spec: &PipelineSpec, counts: &ReplayCounts, is_whole
     let mut out = String::new();
     let Some((_, metrics)) = running.pipelines().first() else { return out };
     for (output, published) in spec.outputs.iter().zip(&metrics.published) {
-        let TargetSpec::Kafka { topic, .. } = &output.target;
-        out += &format!("{} published to {topic}\n", events(published.get()));
+        out += &format!("{} published to {}\n", events(published.get()), output.target.place());
     }
     for (count, what) in [
         (metrics.dead_lettered.get(), "failed again, and are dead letters again"),

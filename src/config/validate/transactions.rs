@@ -44,9 +44,7 @@ fn settings<'a>(
     pipeline: &PipelineSpec,
     connections: &'a BTreeMap<String, ConnectionSpec>,
 ) -> Option<&'a ColumnarSettings> {
-    let SourceSpec::Kafka(source) = &pipeline.source;
-    let ConnectionSpec::Kafka(connection) = connections.get(&source.connection)?;
-    match &connection.client {
+    match &connections.get(pipeline.source.connection())?.kafka()?.client {
         KafkaClient::Columnar(settings) => Some(settings),
         KafkaClient::Librdkafka => None,
     }
@@ -63,22 +61,31 @@ pub(super) fn check(
     }
     let mistake = |message: String| Mistake::at(Kind::ExactlyOnce, delivery.clone(), message);
     let or = "or write `delivery: at_least_once`";
-    let SourceSpec::Kafka(source) = &pipeline.source;
-    let home = &source.connection;
+    let home = pipeline.source.connection();
     let mut mistakes = Vec::new();
+    if matches!(pipeline.source, SourceSpec::Nats(_)) {
+        let message = "`delivery: exactly_once` needs Kafka on both sides, but events come from NATS".to_owned();
+        let help = "write `delivery: at_least_once`: with a `duplicate_window` that covers the longest outage, what NATS \
+                    stores is effectively once";
+        return vec![mistake(message).help(help)];
+    }
     let dead = match &pipeline.on_error.then {
         LastResort::DeadLetter(target) => Some(("dead letters go".to_owned(), target)),
         LastResort::Stop | LastResort::Drop => None,
     };
     let outputs = pipeline.outputs.iter().map(|output| (format!("output `{}` goes", output.name), &output.target));
-    for (what, TargetSpec::Kafka { connection, .. }) in outputs.chain(dead) {
-        if connection != home {
+    for (what, target) in outputs.chain(dead) {
+        let connection = target.connection();
+        if matches!(target, TargetSpec::Nats { .. }) {
+            let message = format!("`delivery: exactly_once` needs Kafka on both sides, but {what} to NATS");
+            mistakes.push(mistake(message).help("send it to Kafka, or write `delivery: at_least_once`"));
+        } else if connection != home {
             let message = format!("events come from connection `{home}`, but {what} to `{connection}`");
             let help = format!("a transaction cannot span two clusters: use `{home}` there too, {or}");
             mistakes.push(mistake(message).help(help));
         }
     }
-    let Some(ConnectionSpec::Kafka(connection)) = connections.get(home) else { return mistakes };
+    let Some(connection) = connections.get(home).and_then(ConnectionSpec::kafka) else { return mistakes };
     if connection.client == KafkaClient::Librdkafka {
         let message = format!("connection `{home}` has `client: librdkafka`, which has no transactions here");
         mistakes.push(mistake(message).help(format!("write `client: columnar` there, {or}")));
@@ -96,7 +103,7 @@ pub(super) fn bound_age(
         return None;
     }
     let settings = settings(pipeline, connections)?;
-    let SourceSpec::Kafka(source) = &pipeline.source;
+    let home = pipeline.source.connection().to_owned();
     let most = settings.transaction_age_max();
     let written = *pipeline.on_error.retry.max_age.get_or_insert(most);
     if written <= most {
@@ -108,8 +115,7 @@ pub(super) fn bound_age(
     let enough = pipeline.on_error.retry.max_age.unwrap_or_default().as_millis() * 2;
     let help = format!(
         "the broker ends a transaction that is older, and its events would begin again: write `max_age: {half}` or \
-         less, or `transaction.timeout.ms: \"{enough}\"` in the `properties` of `{}`",
-        source.connection
+         less, or `transaction.timeout.ms: \"{enough}\"` in the `properties` of `{home}`"
     );
     Some(Mistake::at(Kind::ExactlyOnce, place.clone(), message).help(help))
 }

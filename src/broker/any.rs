@@ -1,0 +1,83 @@
+//! Sources, producers and sinks of whatever broker a pipeline file names.
+
+use std::time::Duration;
+
+use super::kafka::{Driver, KafkaProducer, KafkaSink, KafkaSource};
+use super::nats::{NatsDriver, NatsProducer, NatsSink, NatsSource};
+use super::{Acknowledgement, BrokerError, Sink, Source, SourceContext, SourceEnd};
+use crate::event::Publication;
+
+/// Where events come from.
+#[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "there is one a pipeline")]
+pub enum AnySource {
+    /// Topics of Kafka.
+    Kafka(KafkaSource),
+    /// A stream of NATS.
+    Nats(NatsSource),
+}
+
+impl Source for AnySource {
+    fn run(self, context: SourceContext) -> Result<SourceEnd, BrokerError> {
+        match self {
+            Self::Kafka(source) => source.run(context),
+            Self::Nats(source) => source.run(context),
+        }
+    }
+}
+
+/// What publishes on one connection.
+#[derive(Debug)]
+pub enum AnyProducer {
+    /// To Kafka.
+    Kafka(KafkaProducer),
+    /// To NATS.
+    Nats(NatsProducer),
+}
+
+impl AnyProducer {
+    /// Waits up to `timeout` until everything published is acknowledged, then closes; what was not is given up. For
+    /// librdkafka this blocks its thread: give it one that may.
+    pub async fn close(self, timeout: Duration) {
+        match self {
+            Self::Kafka(producer) => producer.close(timeout).await,
+            Self::Nats(producer) => producer.close(timeout).await,
+        }
+    }
+}
+
+/// What must be run for a producer until that is closed.
+pub enum AnyDriver {
+    /// Kafka's.
+    Kafka(Box<Driver>),
+    /// NATS's.
+    Nats(Box<NatsDriver>),
+}
+
+impl AnyDriver {
+    /// Runs until the producer is closed.
+    pub async fn run(self) {
+        match self {
+            Self::Kafka(driver) => driver.run().await,
+            Self::Nats(driver) => driver.run().await,
+        }
+    }
+}
+
+/// Where events go.
+#[derive(Clone, Debug)]
+pub enum AnySink {
+    /// A topic of Kafka.
+    Kafka(KafkaSink),
+    /// A subject of NATS.
+    Nats(NatsSink),
+}
+
+impl Sink for AnySink {
+    async fn publish(&self, publication: Publication) -> Result<Acknowledgement, BrokerError> {
+        match self {
+            Self::Kafka(sink) => sink.publish(publication).await,
+            Self::Nats(sink) => sink.publish(publication).await,
+        }
+    }
+}

@@ -1,0 +1,172 @@
+//! Connections: who this is, TLS, and what is known of the server.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use async_nats::{Client, ConnectErrorKind, ConnectOptions, Event, ServerError};
+use tokio::sync::Notify;
+
+use super::{address, failed};
+use crate::broker::{BrokerError, BrokerErrorKind};
+use crate::spec::{NatsAuth, NatsConnection};
+
+/// How long a connection may take to be set up.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long one question may take.
+pub(super) const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+/// The first and the longest wait before another attempt to connect.
+const RECONNECT: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
+/// Messages that may wait for whoever subscribed. More than are ever asked for.
+const SUBSCRIPTION_CAPACITY: usize = 65_536;
+
+/// What a connection is like now. Shared with the client, which tells it.
+#[derive(Debug, Default)]
+pub(super) struct Link {
+    address: String,
+    /// Whether this link is the one that tells of outages.
+    speaks: bool,
+    down: AtomicBool,
+    /// Grows each time that the server was reached.
+    epoch: AtomicU64,
+    /// Messages that came and found no room.
+    slow: AtomicU64,
+    denied: Mutex<Option<String>>,
+    change: Notify,
+}
+
+impl Link {
+    /// Which connection this is, counted from 1; none while there is none.
+    pub(super) fn epoch(&self) -> Option<u64> {
+        let epoch = self.epoch.load(Ordering::Acquire);
+        (!self.down.load(Ordering::Acquire)).then_some(epoch)
+    }
+
+    /// What the server does not permit, in its words.
+    pub(super) fn denied(&self) -> Option<String> {
+        self.denied.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Waits for the next change. Only one task may wait.
+    pub(super) async fn changed(&self) {
+        self.change.notified().await;
+    }
+
+    fn note(&self, event: &Event) {
+        match event {
+            Event::Connected => {
+                self.epoch.fetch_add(1, Ordering::AcqRel);
+                if self.down.swap(false, Ordering::AcqRel) && self.speaks {
+                    tracing::info!(target: "fluxmill::nats", "{} is reachable again", self.address);
+                }
+            }
+            Event::Disconnected => {
+                if !self.down.swap(true, Ordering::AcqRel) && self.speaks {
+                    tracing::warn!(target: "fluxmill::nats", "{} is not reachable; waiting for it", self.address);
+                }
+            }
+            Event::SlowConsumer(_) => {
+                // Nothing is lost: the server delivers it again.
+                if self.slow.fetch_add(1, Ordering::Relaxed) == 0 {
+                    tracing::warn!(target: "fluxmill::nats", "{}: a message found no room; it is fetched again", self.address);
+                }
+            }
+            Event::ServerError(ServerError::Other(words)) if words.to_lowercase().contains("permissions violation") => {
+                *self.denied.lock().unwrap_or_else(PoisonError::into_inner) = Some(words.clone());
+            }
+            Event::ServerError(error) => tracing::debug!(target: "fluxmill::nats", "{}: {error}", self.address),
+            Event::ClientError(error) => tracing::debug!(target: "fluxmill::nats", "{}: {error}", self.address),
+            Event::LameDuckMode | Event::Draining | Event::Closed => {}
+        }
+        self.change.notify_one();
+    }
+}
+
+/// A connection and what is known of it. It is set up anew for ever once it was there.
+#[derive(Clone, Debug)]
+pub(super) struct Connection {
+    pub(super) client: Client,
+    pub(super) link: Arc<Link>,
+    pub(super) address: String,
+}
+
+impl Connection {
+    /// Connects; `speaks` says whether this connection logs that the server is gone.
+    ///
+    /// # Errors
+    /// When no server is reached, or it refuses.
+    pub(super) async fn open(connection: &NatsConnection, name: &str, speaks: bool) -> Result<Self, BrokerError> {
+        let address = address(connection);
+        let link = Arc::new(Link { address: address.clone(), speaks, ..Link::default() });
+        let told = link.clone();
+        let options = options(connection)?
+            .name(name)
+            .connection_timeout(CONNECT_TIMEOUT)
+            .request_timeout(Some(REQUEST_TIMEOUT))
+            .subscription_capacity(SUBSCRIPTION_CAPACITY)
+            .ping_interval(Duration::from_secs(5))
+            .max_reconnects(None)
+            .reconnect_delay_callback(|attempts| {
+                let doubled = RECONNECT.0.saturating_mul(1 << attempts.min(8));
+                if attempts <= 1 { Duration::ZERO } else { doubled.min(RECONNECT.1) }
+            })
+            .event_callback(move |event| {
+                told.note(&event);
+                async {}
+            });
+        let action = format!("connect to {address}");
+        let connected = tokio::time::timeout(CONNECT_TIMEOUT, options.connect(connection.servers.as_slice())).await;
+        let client = match connected {
+            Ok(Ok(client)) => client,
+            Ok(Err(error)) => {
+                let kind = match error.kind() {
+                    ConnectErrorKind::Authentication | ConnectErrorKind::AuthorizationViolation => {
+                        BrokerErrorKind::Denied
+                    }
+                    ConnectErrorKind::ServerParse => BrokerErrorKind::Settings,
+                    ConnectErrorKind::Tls => BrokerErrorKind::Settings,
+                    _ => BrokerErrorKind::Unreachable,
+                };
+                return Err(failed(kind, action, error));
+            }
+            Err(_) => {
+                let reason = format!("no answer within {} s", CONNECT_TIMEOUT.as_secs());
+                return Err(failed(BrokerErrorKind::Unreachable, action, reason));
+            }
+        };
+        Ok(Self { client, link, address })
+    }
+
+    /// What the server does not permit, as an error of what was being done.
+    pub(super) fn refusal(&self, action: &str) -> Option<BrokerError> {
+        self.link.denied().map(|words| failed(BrokerErrorKind::Denied, action, words))
+    }
+}
+
+/// How this client says who it is, and whom it trusts.
+fn options(connection: &NatsConnection) -> Result<ConnectOptions, BrokerError> {
+    let mut options = match &connection.auth {
+        NatsAuth::None => ConnectOptions::new(),
+        NatsAuth::Password { user, password } => {
+            ConnectOptions::with_user_and_password(user.clone(), password.0.clone())
+        }
+        NatsAuth::Token(token) => ConnectOptions::with_token(token.0.clone()),
+        NatsAuth::Nkey(seed) => ConnectOptions::with_nkey(seed.0.trim().to_owned()),
+        // Its error may show what it could not read.
+        NatsAuth::Credentials(text) => ConnectOptions::with_credentials(&text.0).map_err(|_| {
+            let action = format!("read the credentials for {}", address(connection));
+            failed(BrokerErrorKind::Settings, action, "they hold no JWT and seed as `nsc` writes them")
+        })?,
+    };
+    if let Some(tls) = &connection.tls {
+        options = options.require_tls(true);
+        if let Some(ca) = &tls.ca {
+            options = options.add_root_certificates(ca.clone());
+        }
+        if let (Some(certificate), Some(key)) = (&tls.certificate, &tls.key) {
+            options = options.add_client_certificate(certificate.clone(), key.clone());
+        }
+    }
+    Ok(options)
+}

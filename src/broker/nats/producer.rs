@@ -1,0 +1,225 @@
+//! Publishes: sinks put messages into a bounded queue, and one driver sends them over one connection, in order, until
+//! each is acknowledged.
+
+mod driver;
+mod message;
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+
+use super::{address, failed};
+use crate::broker::{Acknowledgement, BrokerError, BrokerErrorKind, PublishReport, Sink};
+use crate::delivery::{Slot, TopicPartition, Tracker};
+use crate::event::Publication;
+use crate::spec::NatsConnection;
+use message::Numbered;
+
+pub use driver::NatsDriver;
+
+/// Messages that may wait for acknowledgements.
+const WINDOW_MESSAGES: usize = 8_192;
+/// Bytes that may wait for acknowledgements, in KiB. One message is the least.
+const WINDOW_KIB: usize = 64 << 10;
+
+/// A message on its way.
+struct Outgoing {
+    work: Arc<Work>,
+    /// Which event of the publication.
+    at: u32,
+    subject: String,
+    headers: async_nats::HeaderMap,
+    payload: bytes::Bytes,
+    _room: [OwnedSemaphorePermit; 2],
+}
+
+/// A publication on its way.
+struct Work {
+    tally: Mutex<Tally>,
+}
+
+struct Tally {
+    /// Messages without an end; one more while they are handed over.
+    left: usize,
+    refused: Vec<(u32, BrokerError)>,
+    done: Option<oneshot::Sender<Result<PublishReport, BrokerError>>>,
+}
+
+impl Work {
+    /// One of its messages has come to an end.
+    fn ended(&self, refused: Option<(u32, BrokerError)>) {
+        let mut tally = self.tally.lock().unwrap_or_else(PoisonError::into_inner);
+        tally.left -= 1;
+        tally.refused.extend(refused);
+        if tally.left == 0
+            && let Some(done) = tally.done.take()
+        {
+            let mut refused = std::mem::take(&mut tally.refused);
+            refused.sort_by_key(|(at, _)| *at);
+            // Who waited for it is gone only when the pipeline has failed.
+            let _ = done.send(Ok(PublishReport { refused }));
+        }
+    }
+
+    /// Nothing more comes of it.
+    fn failed(&self, error: &BrokerError) {
+        if let Some(done) = self.tally.lock().unwrap_or_else(PoisonError::into_inner).done.take() {
+            let _ = done.send(Err(error.clone()));
+        }
+    }
+}
+
+/// What all sinks of a producer share.
+struct Shared {
+    queue: mpsc::Sender<Outgoing>,
+    room: [Arc<Semaphore>; 2],
+    /// The largest message that the server takes, in bytes, once it is known.
+    largest: Arc<OnceCell<usize>>,
+    /// Why nothing more can be published, once that is so.
+    broken: Arc<Mutex<Option<BrokerError>>>,
+    address: String,
+}
+
+impl Shared {
+    fn why_broken(&self, subject: &str) -> BrokerError {
+        let told = self.broken.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        told.unwrap_or_else(|| {
+            let action = format!("publish to {subject} on {}", self.address);
+            failed(BrokerErrorKind::Closed, action, "the producer was closed")
+        })
+    }
+}
+
+/// A producer over one connection.
+pub struct NatsProducer {
+    shared: Arc<Shared>,
+    close: CancellationToken,
+    closed: CancellationToken,
+}
+
+impl NatsProducer {
+    /// Sets a producer up that calls itself `client_id` at the server, with the driver that must be run for it.
+    pub fn new(connection: &NatsConnection, client_id: &str) -> (Self, NatsDriver) {
+        let (queue, messages) = mpsc::channel(WINDOW_MESSAGES);
+        let room = [WINDOW_MESSAGES, WINDOW_KIB].map(|permits| Arc::new(Semaphore::new(permits)));
+        let (largest, broken) = (Arc::new(OnceCell::new()), Arc::default());
+        let (close, closed) = (CancellationToken::new(), CancellationToken::new());
+        let shared = Arc::new(Shared {
+            queue,
+            room,
+            largest: Arc::clone(&largest),
+            broken: Arc::clone(&broken),
+            address: address(connection),
+        });
+        let driver = NatsDriver::new(connection.clone(), client_id, messages, largest, broken, [&close, &closed]);
+        (Self { shared, close, closed }, driver)
+    }
+
+    /// A sink for a subject, in which `{key}` stands for the event's key.
+    pub fn sink(&self, subject: &str, sender: Sender) -> NatsSink {
+        NatsSink { shared: Arc::clone(&self.shared), subject: subject.into(), sender: Arc::new(sender) }
+    }
+
+    /// Waits up to `timeout` until everything published is acknowledged, then closes; what was not is given up, and its
+    /// acknowledgements are errors.
+    pub async fn close(self, timeout: Duration) {
+        let Self { shared, close, closed } = self;
+        if !timeout.is_zero() {
+            let all = shared.room[0].acquire_many(u32::try_from(WINDOW_MESSAGES).unwrap_or(u32::MAX));
+            if tokio::time::timeout(timeout, all).await.is_err() {
+                tracing::warn!(target: "fluxmill::nats", "{}: what was not acknowledged is given up", shared.address);
+            }
+        }
+        close.cancel();
+        closed.cancelled().await;
+    }
+}
+
+/// Who publishes: what makes the ids of its messages, the same ones each time that an event is run.
+#[derive(Debug)]
+pub struct Sender {
+    /// Chain and pipeline, `orders.payment`.
+    pub pipeline: String,
+    /// The output.
+    pub output: String,
+    /// Where the events of a slot come from.
+    pub tracker: Arc<Tracker>,
+    /// They come from a stream, which has no partitions.
+    pub reads_stream: bool,
+}
+
+/// Publishes to one subject.
+#[derive(Clone)]
+pub struct NatsSink {
+    shared: Arc<Shared>,
+    subject: Arc<str>,
+    sender: Arc<Sender>,
+}
+
+impl NatsSink {
+    /// Where the events of a slot come from, as a message's id begins.
+    fn place<'p>(&self, places: &'p mut BTreeMap<Slot, Option<String>>, slot: Slot) -> Option<&'p str> {
+        let name = |TopicPartition { topic, partition }: TopicPartition| match self.sender.reads_stream {
+            true => topic.to_string(),
+            false => format!("{topic}:{partition}"),
+        };
+        places.entry(slot).or_insert_with(|| self.sender.tracker.origin(slot).map(name)).as_deref()
+    }
+}
+
+impl Sink for NatsSink {
+    async fn publish(&self, publication: Publication) -> Result<Acknowledgement, BrokerError> {
+        let (done, end) = oneshot::channel();
+        let tally = Tally { left: publication.len() + 1, refused: Vec::new(), done: Some(done) };
+        let work = Arc::new(Work { tally: Mutex::new(tally) });
+        let broken = || self.shared.why_broken(&self.subject);
+        let largest = self.shared.largest.get().copied();
+        let numbered = Numbered::of(&publication);
+        let mut places = BTreeMap::new();
+        for at in 0..publication.len() {
+            let origin = publication.input.origin(publication.cause(at) as usize);
+            let place = self.place(&mut places, origin.slot);
+            let id = place.map(|place| numbered.id(place, origin.offset, at, &self.sender));
+            let number = u32::try_from(at).unwrap_or(u32::MAX);
+            let made = message::make(&self.subject, &publication.event(at), id, largest);
+            let (subject, headers, payload, bytes) = match made {
+                Ok(made) => made,
+                Err((kind, reason)) => {
+                    let action = format!("publish to {} on {}", self.subject, self.shared.address);
+                    work.ended(Some((number, failed(kind, action, reason))));
+                    continue;
+                }
+            };
+            let kib = u32::try_from(bytes.div_ceil(1024).clamp(1, WINDOW_KIB)).unwrap_or(u32::MAX);
+            let [messages, kibibytes] = &self.shared.room;
+            let (Ok(one), Ok(size)) =
+                (messages.clone().acquire_owned().await, kibibytes.clone().acquire_many_owned(kib).await)
+            else {
+                return Err(broken());
+            };
+            let room = [one, size];
+            let outgoing = Outgoing { work: Arc::clone(&work), at: number, subject, headers, payload, _room: room };
+            if self.shared.queue.send(outgoing).await.is_err() {
+                return Err(broken());
+            }
+        }
+        work.ended(None);
+        let (shared, subject) = (Arc::clone(&self.shared), Arc::clone(&self.subject));
+        Ok(Box::pin(async move { end.await.unwrap_or_else(|_| Err(shared.why_broken(&subject))) }))
+    }
+}
+
+impl std::fmt::Debug for NatsProducer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("NatsProducer").field("address", &self.shared.address).finish_non_exhaustive()
+    }
+}
+
+impl std::fmt::Debug for NatsSink {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("NatsSink").field("subject", &self.subject).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,103 @@
+//! What `explain` says of NATS.
+
+use std::fmt::Write as _;
+
+use super::{line, start, trusts};
+use crate::config::{show_duration, show_size};
+use crate::spec::{
+    Discard, NatsAuth, NatsConnection, NatsKey, NatsSourceSpec, PipelineSpec, Retention, SourceSpec, Storage,
+    StreamSpec, TargetSpec,
+};
+
+pub(super) const FROM_NATS: &str = "  guarantee: at least once
+  A crash loses nothing: a message is acknowledged only when every event up to it was published and acknowledged,
+  dropped by the function, or ended as below. Events after the last acknowledgement are run again. A stop that drains
+  in time repeats none.
+";
+pub(super) const TO_NATS: &str =
+    "  To NATS it is effectively once, as long as the stream's duplicate window covers the time between an event's two
+  publications, and functions make the same of the same event: each message has an id made of where its event came
+  from, and the server drops what it knows. The ids of a longer outage are forgotten, and its events are doubled.
+  Readers see events as soon as they are published. After an outage of the server a newer event may stand in front of
+  an older one of its key.
+";
+pub(super) const BY_STREAM: &str =
+    "  Order: events of the stream are run and published in order, one batch at a time: by one lane, whatever `lanes`
+  says. An event that waits for its retry holds those behind it.
+";
+
+pub(super) fn connection(out: &mut String, name: &str, connection: &NatsConnection) {
+    let _ = writeln!(out, "\nconnection {name} (nats)");
+    line(out, "servers", connection.servers.join(", "));
+    line(out, "tls", trusts(connection.tls.as_ref()));
+    let auth = match &connection.auth {
+        NatsAuth::None => "none".to_owned(),
+        NatsAuth::Password { user, .. } => format!("user {user}, password ***"),
+        NatsAuth::Token(_) => "token ***".to_owned(),
+        NatsAuth::Nkey(_) => "nkey ***".to_owned(),
+        NatsAuth::Credentials(_) => "credentials ***".to_owned(),
+    };
+    line(out, "sign-in", auth);
+}
+
+pub(super) fn stream(out: &mut String, stream: &StreamSpec) {
+    let storage = match stream.storage {
+        Storage::File => "on disk",
+        Storage::Memory => "IN MEMORY, gone when the server ends",
+    };
+    let retention = match stream.retention {
+        Retention::Limits => "limits",
+        Retention::Interest => "interest",
+        Retention::WorkQueue => "work queue",
+    };
+    let s = if stream.replicas == 1 { "y" } else { "ies" };
+    let _ = write!(
+        out,
+        "  {} on {}: {}; {storage}, {} cop{s}, {retention}, duplicates known for {}",
+        stream.name,
+        stream.connection,
+        stream.subjects.join(", "),
+        stream.replicas,
+        show_duration(stream.duplicate_window)
+    );
+    let mut bounds = Vec::new();
+    bounds.extend(stream.max_age.map(|age| format!("{} old", show_duration(age))));
+    bounds.extend(stream.max_bytes.map(show_size));
+    bounds.extend(stream.max_messages.map(|count| format!("{count} messages")));
+    bounds.extend(stream.max_message_bytes.map(|bytes| format!("{} a message", show_size(u64::from(bytes)))));
+    if !bounds.is_empty() {
+        let gives_way = match stream.discard {
+            Discard::Old => "the oldest go first, read or not",
+            Discard::New => "new ones wait",
+        };
+        let _ = write!(out, "; at most {}: {gives_way}", bounds.join(", "));
+    }
+    out.push('\n');
+}
+
+pub(super) fn source(out: &mut String, source: &NatsSourceSpec) {
+    let subjects = if source.subjects.is_empty() { "all".to_owned() } else { source.subjects.join(", ") };
+    line(out, "from", format!("stream {} on {}, {subjects} of its subjects", source.stream, source.connection));
+    line(out, "durable", format!("{}, by one process at a time", source.durable));
+    line(out, "start", start(source.start, "the durable consumer is created"));
+    let wait = show_duration(source.ack_wait);
+    line(out, "ack wait", format!("{wait}; what is being worked on is kept from being delivered again"));
+    let key = match source.key {
+        NatsKey::Header => "the header Fluxmill-Key; without it there is none",
+        NatsKey::LastToken => "the header Fluxmill-Key, or else the last token of the subject",
+    };
+    line(out, "key", key);
+    if let Some(header) = &source.subject_header {
+        line(out, "subject", format!("in the header {header}"));
+    }
+}
+
+/// Whether anything of a pipeline goes to NATS.
+pub(super) fn publishes(pipeline: &PipelineSpec) -> bool {
+    pipeline.targets().any(|target| matches!(target, TargetSpec::Nats { .. }))
+}
+
+/// Whether it comes from there.
+pub(super) fn reads(pipeline: &PipelineSpec) -> bool {
+    matches!(pipeline.source, SourceSpec::Nats(_))
+}
