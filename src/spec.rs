@@ -1,6 +1,7 @@
 //! What will run: plain, resolved data. No serde, no spans; `config` makes it from what the user wrote.
 
 mod nats;
+mod places;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -35,24 +36,6 @@ pub enum ConnectionSpec {
     Kafka(KafkaConnection),
     /// NATS with JetStream.
     Nats(NatsConnection),
-}
-
-impl ConnectionSpec {
-    /// The connection, when it is one to Kafka.
-    pub fn kafka(&self) -> Option<&KafkaConnection> {
-        match self {
-            Self::Kafka(kafka) => Some(kafka),
-            Self::Nats(_) => None,
-        }
-    }
-
-    /// What tells clusters apart: one may have two names in two files.
-    pub fn addresses(&self) -> &[String] {
-        match self {
-            Self::Kafka(kafka) => &kafka.brokers,
-            Self::Nats(nats) => &nats.servers,
-        }
-    }
 }
 
 /// How to reach a Kafka cluster.
@@ -320,32 +303,6 @@ pub enum SourceSpec {
     Nats(NatsSourceSpec),
 }
 
-impl SourceSpec {
-    /// The input, when it is Kafka's.
-    pub fn kafka(&self) -> Option<&KafkaSourceSpec> {
-        match self {
-            Self::Kafka(kafka) => Some(kafka),
-            Self::Nats(_) => None,
-        }
-    }
-
-    /// The connection's name.
-    pub fn connection(&self) -> &str {
-        match self {
-            Self::Kafka(kafka) => &kafka.connection,
-            Self::Nats(nats) => &nats.connection,
-        }
-    }
-
-    /// What is read, by name: topics, or the stream.
-    pub fn places(&self) -> &[String] {
-        match self {
-            Self::Kafka(kafka) => &kafka.topics,
-            Self::Nats(nats) => std::slice::from_ref(&nats.stream),
-        }
-    }
-}
-
 /// A consumer group on Kafka topics.
 #[derive(Clone, Debug)]
 pub struct KafkaSourceSpec {
@@ -476,23 +433,6 @@ pub enum TargetSpec {
     },
 }
 
-impl TargetSpec {
-    /// The connection's name.
-    pub fn connection(&self) -> &str {
-        match self {
-            Self::Kafka { connection, .. } | Self::Nats { connection, .. } => connection,
-        }
-    }
-
-    /// The topic, or the subject.
-    pub fn place(&self) -> &str {
-        match self {
-            Self::Kafka { topic, .. } => topic,
-            Self::Nats { subject, .. } => subject,
-        }
-    }
-}
-
 /// What happens to events that fail.
 #[derive(Clone, Debug)]
 pub struct OnErrorSpec {
@@ -535,28 +475,6 @@ pub enum LastResort {
     Stop,
     /// It is counted and forgotten.
     Drop,
-}
-
-impl ChainSpec {
-    /// Every topic, stream and subject that the pipelines read or write, dead letters included, as connection and name.
-    pub fn used_topics(&self) -> std::collections::BTreeSet<(&str, &str)> {
-        let mut used = std::collections::BTreeSet::new();
-        for pipeline in &self.pipelines {
-            let (connection, places) = (pipeline.source.connection(), pipeline.source.places());
-            used.extend(places.iter().map(|place| (connection, place.as_str())));
-            used.extend(pipeline.targets().map(|target| (target.connection(), target.place())));
-        }
-        used
-    }
-
-    /// The subjects that an input on NATS takes; `None` where the file does not say.
-    pub fn subjects_of<'a>(&'a self, source: &'a NatsSourceSpec) -> Option<&'a [String]> {
-        if !source.subjects.is_empty() {
-            return Some(&source.subjects);
-        }
-        let is_it = |stream: &&StreamSpec| (&stream.connection, &stream.name) == (&source.connection, &source.stream);
-        self.streams.iter().find(is_it).map(|stream| stream.subjects.as_slice())
-    }
 }
 
 /// Whether the value under such a key is a secret: it is then shown as `***`.

@@ -11,8 +11,9 @@ use fluxmill::cli::explain::explain;
 use fluxmill::cli::graph::{Format, draw};
 use fluxmill::config::{self, ConfigErrors, Kind, Loaded};
 use fluxmill::spec::{
-    BatchLimits, ColumnarSettings, CommitSpec, Compression, FunctionLimits, Guarantee, KafkaClient, LastResort, Order,
-    SaslMechanism, SaslSpec, StartOffset, TargetSpec, TokenSource, WhenMissing,
+    BatchLimits, ColumnarSettings, CommitSpec, Compression, ConnectionSpec, Discard, FunctionLimits, Guarantee,
+    KafkaClient, LastResort, NatsAuth, NatsKey, Order, Retention, SaslMechanism, SaslSpec, SourceSpec, StartOffset,
+    Storage, TargetSpec, TokenSource, WhenMissing,
 };
 
 fn environment(name: &str) -> Option<String> {
@@ -212,6 +213,25 @@ fn clients_properties_and_tokens() {
 }
 
 #[test]
+fn what_is_said_of_nats() {
+    let loaded = load(Path::new("tests/config/good/nats.yaml")).unwrap_or_else(|errors| panic!("{errors}"));
+    let ConnectionSpec::Nats(edge) = &loaded.spec.connections["edge"] else { panic!("no connection to NATS") };
+    assert_eq!(edge.servers, ["tls://one:4222", "tls://two:4222", "nats://three:4222"]);
+    assert!(edge.tls.is_some(), "by `tls://`");
+    let NatsAuth::Password { user, password } = &edge.auth else { panic!("{:?}", edge.auth) };
+    assert_eq!((user.as_str(), password.0.as_str()), ("fluxmill", "hunter3"));
+    let SourceSpec::Nats(inward) = &loaded.spec.pipelines[0].source else { panic!("no input from NATS") };
+    assert_eq!((inward.durable.as_str(), inward.ack_wait), ("edge-orders-inward", Duration::from_secs(30)));
+    assert_eq!((inward.start, inward.key, &inward.subject_header), (StartOffset::Earliest, NatsKey::Header, &None));
+    assert!(inward.subjects.is_empty());
+    let names: Vec<_> = loaded.spec.streams.iter().map(|stream| stream.name.as_str()).collect();
+    assert_eq!(names, ["ORDERS", "WORK", "edge-orders-inward-dead"], "with that of a default dead letter");
+    let orders = &loaded.spec.streams[0];
+    assert_eq!((orders.replicas, orders.duplicate_window), (3, Duration::from_secs(600)));
+    assert_eq!((orders.storage, orders.retention, orders.discard), (Storage::File, Retention::Limits, Discard::Old));
+}
+
+#[test]
 fn later_mistakes_point_at_the_file() {
     let loaded = load(Path::new("tests/config/good/smallest.yaml")).unwrap_or_else(|errors| panic!("{errors}"));
     let place = |errors: &ConfigErrors| errors.mistakes().first().and_then(|mistake| errors.position(mistake));
@@ -286,7 +306,18 @@ fn aliases_cannot_explode() {
 fn the_schema_knows_what_the_reader_knows() {
     let schema = config::json_schema();
     let definitions = schema["$defs"].as_object().expect("definitions");
-    for name in ["Connection", "Kafka", "Pipeline", "Function", "Limits", "DeadLetter", "SecretFile"] {
+    for name in [
+        "Connection",
+        "Kafka",
+        "Nats",
+        "Stream",
+        "NatsInput",
+        "Pipeline",
+        "Function",
+        "Limits",
+        "DeadLetter",
+        "SecretFile",
+    ] {
         assert!(definitions.contains_key(name), "{name} is missing");
     }
     assert_eq!(schema["additionalProperties"], false);

@@ -11,6 +11,7 @@ pub(crate) mod environment;
 pub(crate) mod files;
 pub(crate) mod kafka;
 pub(crate) mod kcat;
+pub(crate) mod nats;
 pub(crate) mod process;
 pub(crate) mod proxy;
 pub(crate) mod setup;

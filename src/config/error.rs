@@ -97,6 +97,18 @@ kinds! {
     BadTopic => "config::bad_topic",
     /// A broker address.
     BadBroker => "config::bad_broker",
+    /// A server's address.
+    BadServer => "config::bad_server",
+    /// A name that NATS does not accept for a stream or a durable consumer.
+    BadStream => "config::bad_stream",
+    /// A subject that cannot be used where it stands.
+    BadSubject => "config::bad_subject",
+    /// Settings of a stream that do not fit each other.
+    StreamSettings => "config::stream_settings",
+    /// Not one broker, but none or two.
+    OneBroker => "config::one_broker",
+    /// More than one way to say who this is, or half of one.
+    NatsKeys => "config::nats_sign_in",
     /// A digest.
     BadDigest => "config::bad_digest",
     /// TLS with half of a client certificate.

@@ -5,8 +5,8 @@ use super::error::Span;
 use super::read::{Field, Item, Map, Read, Reader};
 use super::scalar::{
     Broker, ChainName, ConfigKey, ConnectionKey, ConnectionName, Digest, Flag, GroupName, InstanceName, Millis,
-    MillisRange, OutputKey, PemFile, PipelineKey, PropertyKey, SecretValue, SettingKey, Size, Start, TargetTopic, Text,
-    TokenFile, TopicKey, TopicName, UserName, WasmFile, Whole,
+    MillisRange, OutputKey, PemFile, PipelineKey, PropertyKey, SecretValue, SettingKey, Size, Start, StreamKey,
+    TargetTopic, Text, TokenFile, TopicKey, TopicName, UserName, WasmFile, Whole,
 };
 use super::shape::{FieldShape, Need, Object, Shape, Word};
 use super::tree::{Body, Node};
@@ -107,6 +107,11 @@ macro_rules! words {
     )*};
 }
 
+// Behind the macros, which it uses.
+mod nats;
+
+pub(crate) use nats::{Discard, KeyPlace, Nats, NatsInput, NatsTarget, Retention, Storage, Stream};
+
 objects! {
     /// A pipeline file: one event chain.
     struct File {
@@ -116,6 +121,8 @@ objects! {
         connections: Map<ConnectionKey, Connection> = required,
         /// Topics to create at the start when they are missing. A missing topic that is not listed is an error before anything runs.
         topics: Map<TopicKey, Topic> = default("{}"),
+        /// Streams of NATS to create at the start when they are missing. A missing one that is not listed is an error before anything runs.
+        streams: Map<StreamKey, Stream> = default("{}"),
         /// The pipelines. What one writes another may read: that makes them a chain.
         pipelines: Map<PipelineKey, Pipeline> = required,
         /// Whether pipelines may form a loop, so that an event can come back to a topic that it came from.
@@ -123,14 +130,15 @@ objects! {
     }
     later {}
 
-    /// How to reach a broker.
+    /// How to reach a broker: either `kafka` or `nats`.
     struct Connection {
         /// Apache Kafka, or what speaks its protocol.
-        kafka: Kafka = required,
+        kafka: Kafka = optional("`nats`"),
+        /// NATS with JetStream.
+        nats: Nats = optional("`kafka`"),
     }
     later {
-        "nats" => "write `kafka: { brokers: [\"localhost:9092\"] }`: this version reaches Kafka only",
-        "memory" => "write `kafka: { brokers: [\"localhost:9092\"] }`: this version reaches Kafka only",
+        "memory" => "write `kafka: { brokers: [\"localhost:9092\"] }`: this version reaches Kafka and NATS only",
     }
 
     /// How to reach a Kafka cluster.
@@ -221,13 +229,15 @@ objects! {
     }
     later {}
 
-    /// Where events come from.
+    /// Where events come from: either `kafka` or `nats`.
     struct Input {
         /// A consumer group on Kafka topics.
-        kafka: KafkaInput = required,
+        kafka: KafkaInput = optional("`nats`"),
+        /// A durable consumer on a stream of NATS.
+        nats: NatsInput = optional("`kafka`"),
     }
     later {
-        "nats" => "write `kafka: { topics: [orders] }`: this version reads from Kafka only",
+        "memory" => "write `kafka: { topics: [orders] }`: this version reads from Kafka and NATS only",
     }
 
     /// A consumer group on Kafka topics.
@@ -282,13 +292,15 @@ objects! {
     }
     later {}
 
-    /// Where events go.
+    /// Where events go: either `kafka` or `nats`.
     struct Target {
         /// A Kafka topic.
-        kafka: KafkaTarget = required,
+        kafka: KafkaTarget = optional("`nats`"),
+        /// A subject of NATS that a stream stores.
+        nats: NatsTarget = optional("`kafka`"),
     }
     later {
-        "nats" => "write `kafka: { topic: payments }`: this version writes to Kafka only",
+        "memory" => "write `kafka: { topic: payments }`: this version writes to Kafka and NATS only",
     }
 
     /// A Kafka topic to write to.
@@ -305,7 +317,7 @@ objects! {
         /// How often and when a failed event is run again.
         retry: Retry = default("{}"),
         /// What happens when that is used up, or the event was rejected: `dead_letter`, `stop` or `drop`.
-        then: Then = optional("a dead letter to the topic `<chain>.<pipeline>.dead`, created with one partition when it is missing"),
+        then: Then = optional("a dead letter to the topic `<chain>.<pipeline>.dead`, created with one partition when it is missing; for input from NATS to that subject, in the stream `<chain>-<pipeline>-dead`"),
     }
     later {}
 

@@ -50,6 +50,18 @@ texts! {
     InstanceName = "the name of a group member", "worker-1";
     /// Broker addresses.
     Broker = "a broker's `host:port`", "\"localhost:9092\"";
+    /// A server's address.
+    Server = "a server's `nats://host:port`", "\"nats://localhost:4222\"";
+    /// A stream.
+    StreamName = "a stream", "ORDERS";
+    /// Subjects of a stream.
+    SubjectFilter = "a subject", "orders.>";
+    /// A subject to write to.
+    TargetSubject = "a subject", "payments";
+    /// A durable consumer.
+    DurableName = "the name of a durable consumer", "orders-payment";
+    /// A header's name.
+    HeaderText = "the name of a header", "subject";
     /// A value of a setting.
     Text = "a text", "\"100\"";
     /// A user name.
@@ -81,6 +93,8 @@ keys! {
     OutputKey = "the name of an output", "approved";
     /// A topic.
     TopicKey = "a topic", "orders";
+    /// A stream.
+    StreamKey = "a stream", "ORDERS";
     /// A librdkafka property.
     PropertyKey = "a librdkafka property", "fetch.wait.max.ms";
     /// A topic setting.

@@ -27,7 +27,9 @@ fn collect(node: &Node, secret: bool, spans: &mut Vec<Span>) {
     match &node.body {
         Body::Scalar { text, .. } => {
             let only_names_a_variable = text.starts_with("${") && !text.contains(":-") && text.ends_with('}');
-            if secret && !only_names_a_variable {
+            // `nats://user:password@host` is refused, but shown where it stands.
+            let has_a_password = text.contains("://") && text.contains('@');
+            if (secret && !only_names_a_variable) || has_a_password {
                 spans.push(node.span.clone());
             }
         }
@@ -76,6 +78,7 @@ mod tests {
         assert_eq!(masked("password: ${P:-abc}\n"), "password: *********\n");
         assert_eq!(masked("password: { file: p.txt }\n"), "password: { file: p.txt }\n");
         assert_eq!(masked("ssl.key.password: abc\n"), "ssl.key.password: ***\n");
+        assert_eq!(masked("servers: [nats://a:b@c]\n"), "servers: [************]\n");
     }
 
     #[test]

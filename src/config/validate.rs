@@ -6,6 +6,7 @@ mod connection;
 pub(crate) mod foreign;
 pub(crate) mod librdkafka;
 mod names;
+mod nats;
 pub(crate) mod properties;
 mod together;
 mod transactions;
@@ -15,12 +16,13 @@ use std::collections::BTreeMap;
 
 use super::error::{Kind, Mistake, Span};
 use super::language::{Delivery, File, Function, LastWord, Order as OrderWord, Pipeline, Target, Then, WhenMissing};
-use super::read::{Field, Named};
-use super::scalar::{ConnectionName, Text};
+use super::read::Named;
+use super::scalar::Text;
 use super::units::{show_millis, show_size};
 use crate::spec;
 
-use wiring::{Role, Wire, Wiring};
+use nats::{Broker, Either};
+use wiring::{Place, Role, Wire, Wiring};
 
 /// What the file does not say itself.
 #[derive(Clone, Copy, Debug)]
@@ -67,6 +69,7 @@ impl Validator<'_> {
         let name = self.name();
         let connections = self.connections();
         let mut topics = self.topics();
+        let mut streams = self.streams();
         let listed = topics.len();
         let mut pipelines = Vec::new();
         let written = file.pipelines.value.as_ref().map_or(&[][..], |map| &map.entries);
@@ -77,6 +80,8 @@ impl Validator<'_> {
         }
         for (nth, pipeline) in written.iter().enumerate() {
             let mut made = self.pipeline(nth, pipeline, name.as_deref());
+            let default = made.as_ref().filter(|_| pipeline.value.as_ref().is_some_and(uses_default_dead_letter));
+            streams.extend(default.and_then(|made| nats::default_dead_letter_stream(made, &streams)));
             if let Some(topic) = made.as_ref().and_then(default_dead_letter_topic) {
                 let is_listed =
                     |known: &spec::TopicSpec| (&known.connection, &known.topic) == (&topic.connection, &topic.topic);
@@ -99,7 +104,7 @@ impl Validator<'_> {
         debug_assert!(topics.len() >= listed, "default dead letters are only added");
         let allow_loop = file.allow_loop.value.is_some_and(|flag| flag.0);
         self.mistakes.extend(self.wiring.check(allow_loop));
-        Some(spec::ChainSpec { name: name?, connections, topics, streams: Vec::new(), pipelines, allow_loop })
+        Some(spec::ChainSpec { name: name?, connections, topics, streams, pipelines, allow_loop })
     }
 
     fn name(&mut self) -> Option<String> {
@@ -135,46 +140,12 @@ impl Validator<'_> {
         }
     }
 
-    /// The connection that is meant, written or not.
-    fn connection_of(&mut self, field: &Field<ConnectionName>) -> Option<String> {
-        let known = self.file.connections.value.as_ref().map_or(&[][..], |map| &map.entries);
-        let names = || known.iter().map(|entry| entry.name.as_str());
-        if let Some(name) = &field.value {
-            if names().any(|known| known == name.0) {
-                return Some(name.0.clone());
-            }
-            // Without any connection that mistake says it all.
-            if !known.is_empty() {
-                let message = format!("there is no connection `{}`", name.0.escape_debug());
-                let help = match super::read::similar(&name.0, names()) {
-                    Some(meant) => format!("did you mean `{meant}`?"),
-                    None => format!("write {}", super::shape::one_of(names())),
-                };
-                self.mistakes.push(Mistake::at(Kind::UnknownConnection, field.span.clone(), message).help(help));
-            }
-            return None;
-        }
-        if field.is_written() {
-            return None;
-        }
-        match known {
-            [] => None,
-            [only] => Some(only.name.clone()),
-            _ => {
-                let message = "there are several connections, and none is chosen here";
-                let help = format!("add `connection: {}`; there are {}", known[0].name, super::shape::one_of(names()));
-                self.mistakes.push(Mistake::at(Kind::WhichConnection, field.span.clone(), message).help(help));
-                None
-            }
-        }
-    }
-
     fn topics(&mut self) -> Vec<spec::TopicSpec> {
         let mut topics = Vec::new();
         for entry in self.file.topics.value.as_ref().map_or(&[][..], |map| &map.entries) {
             let is_topic = self.checked(names::topic(&entry.name), &entry.span);
             let Some(topic) = &entry.value else { continue };
-            let connection = self.connection_of(&topic.connection);
+            let connection = self.connection_of(&topic.connection, Broker::Kafka);
             let (true, Some(connection), Some(partitions)) = (is_topic, connection, topic.partitions.value) else {
                 continue;
             };
@@ -243,8 +214,12 @@ impl Validator<'_> {
     }
 
     fn source(&mut self, nth: usize, pipeline: &Pipeline, prefix: Option<&str>) -> Option<spec::SourceSpec> {
-        let source = pipeline.from.value.as_ref()?.kafka.value.as_ref()?;
-        let connection = self.connection_of(&source.connection);
+        let from = pipeline.from.value.as_ref()?;
+        let source = match self.either(&from.kafka, &from.nats, "`from`", "kafka: { topics: [orders] }")? {
+            Either::Kafka(source) => source,
+            Either::Nats(source) => return self.nats_source(nth, source, prefix),
+        };
+        let connection = self.connection_of(&source.connection, Broker::Kafka);
         let group = match &source.group.value {
             Some(group) => self.checked(names::group(&group.0), &source.group.span).then(|| group.0.clone()),
             None if source.group.is_written() => None,
@@ -271,7 +246,7 @@ impl Validator<'_> {
                 self.wiring.wires.push(Wire {
                     pipeline: nth,
                     role: Role::Input { group: group.clone() },
-                    topic: (cluster, topic.clone()),
+                    topic: Place { cluster, name: topic.clone(), subjects: None },
                     span: item.span.clone(),
                 });
             }
@@ -341,8 +316,11 @@ impl Validator<'_> {
     }
 
     fn target(&mut self, nth: usize, target: &Target, role: Role) -> Option<spec::TargetSpec> {
-        let kafka = target.kafka.value.as_ref()?;
-        let connection = self.connection_of(&kafka.connection);
+        let kafka = match self.either(&target.kafka, &target.nats, "the target", "kafka: { topic: payments }")? {
+            Either::Kafka(kafka) => kafka,
+            Either::Nats(nats) => return self.nats_target(nth, nats, role),
+        };
+        let connection = self.connection_of(&kafka.connection, Broker::Kafka);
         let topic = &kafka.topic.value.as_ref()?.0;
         let span = &kafka.topic.span;
         if !self.checked(names::topic(topic).and_then(|()| names::writable(topic)), span) {
@@ -355,7 +333,7 @@ impl Validator<'_> {
     }
 
     fn wire(&mut self, pipeline: usize, connection: &str, topic: &str, span: &Span, role: Role) {
-        let topic = (self.cluster(connection), topic.to_owned());
+        let topic = Place { cluster: self.cluster(connection), name: topic.to_owned(), subjects: None };
         self.wiring.wires.push(Wire { pipeline, role, topic, span: span.clone() });
     }
 
@@ -403,7 +381,13 @@ impl Validator<'_> {
     ) -> Option<spec::LastResort> {
         let topic = format!("{}.dead", prefix?);
         let connection = home?;
-        if names::pipeline(&entry.name).is_err() || !self.checked(names::topic(&topic), &entry.span) {
+        if names::pipeline(&entry.name).is_err() {
+            return None;
+        }
+        if self.broker_of(&connection) == Some(Broker::Nats) {
+            return self.default_nats_dead_letter(nth, connection, topic, &entry.span);
+        }
+        if !self.checked(names::topic(&topic), &entry.span) {
             return None;
         }
         self.place(&connection, &topic, &entry.span);
@@ -442,7 +426,9 @@ impl Validator<'_> {
     /// Limits against what surrounds the function.
     fn limits(&mut self, pipeline: &Pipeline, function: &Function) {
         let Some(limits) = &function.limits.value else { return };
-        if let Some(timeout) = limits.timeout.value {
+        // NATS waits for as long as it is told that an event is worked on.
+        let waits = pipeline.from.value.as_ref().is_some_and(|from| from.nats.value.is_some());
+        if let Some(timeout) = limits.timeout.value.filter(|_| !waits) {
             let (interval, connection) = self.poll_interval(pipeline);
             if timeout.0 >= interval {
                 let message = format!(

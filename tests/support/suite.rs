@@ -18,6 +18,7 @@ use tempfile::TempDir;
 use super::chain;
 use super::client::Client;
 use super::kafka::{self, Kafka, Missing, Options, Version};
+use super::nats;
 use super::process::{Fluxmill, Output};
 
 /// The brokers that the tests of one binary share; each is started by the first test that asks for it.
@@ -193,8 +194,20 @@ impl Case {
         expected: &[&str],
     ) -> anyhow::Result<Fluxmill> {
         let cache = self.dir().display().to_string();
-        let env = [("KAFKA_BROKERS", brokers), ("XDG_CACHE_HOME", &cache)];
-        let fluxmill = Fluxmill::start(args, &env, expected)?;
+        self.start_with(args, &[("KAFKA_BROKERS", brokers), ("XDG_CACHE_HOME", &cache)], expected)
+    }
+
+    /// Starts the binary with these arguments and this environment.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub(crate) fn start_with<'a>(
+        &self,
+        args: impl IntoIterator<Item = &'a str>,
+        env: &[(&str, &str)],
+        expected: &[&str],
+    ) -> anyhow::Result<Fluxmill> {
+        let fluxmill = Fluxmill::start(args, env, expected)?;
         self.outputs.borrow_mut().push(Arc::clone(fluxmill.output()));
         Ok(fluxmill)
     }
@@ -220,6 +233,15 @@ impl Case {
     }
 }
 
+/// Why there is no Kafka on this machine, if there is none.
+fn no_kafka() -> Option<Missing> {
+    kafka::class_path(Version::default()).err()
+}
+
+fn no_kcat() -> Option<Missing> {
+    (!kafka::runs("kcat", "-V")).then(|| Missing("needs `kcat`".to_owned()))
+}
+
 /// The tests of one binary.
 #[derive(Default)]
 pub(crate) struct Suite {
@@ -230,12 +252,27 @@ pub(crate) struct Suite {
 impl Suite {
     /// Adds a test that needs Kafka.
     pub(crate) fn kafka(&mut self, name: &'static str, test: fn(&Case) -> anyhow::Result<()>) {
-        self.add(name, || None, test);
+        self.add(name, no_kafka, test);
+    }
+
+    /// Adds a test that needs nats-server.
+    pub(crate) fn nats(&mut self, name: &'static str, test: fn(&Case) -> anyhow::Result<()>) {
+        self.add_with(KafkaClient::Default, name, nats::missing, test);
+    }
+
+    /// Adds a test that needs nats-server and certificates.
+    pub(crate) fn nats_and_certificates(&mut self, name: &'static str, test: fn(&Case) -> anyhow::Result<()>) {
+        self.add_with(KafkaClient::Default, name, || nats::missing().or_else(nats::no_certificates), test);
+    }
+
+    /// Adds a test that needs nats-server and Kafka.
+    pub(crate) fn nats_and_kafka(&mut self, name: &'static str, test: fn(&Case) -> anyhow::Result<()>) {
+        self.add_with(KafkaClient::Default, name, || nats::missing().or_else(no_kafka), test);
     }
 
     /// Adds a test that needs Kafka and a second client, `kcat`.
     pub(crate) fn kafka_and_kcat(&mut self, name: &'static str, test: fn(&Case) -> anyhow::Result<()>) {
-        self.add(name, || (!kafka::runs("kcat", "-V")).then(|| Missing("needs `kcat`".to_owned())), test);
+        self.add(name, || no_kafka().or_else(no_kcat), test);
     }
 
     fn add(&mut self, name: &'static str, missing: fn() -> Option<Missing>, test: fn(&Case) -> anyhow::Result<()>) {
@@ -255,7 +292,7 @@ impl Suite {
         let brokers = Arc::clone(&self.brokers);
         let name = client.test(name);
         self.trials.push(Trial::ignorable_test(name.clone(), move || {
-            if let Some(missing) = kafka::class_path(Version::default()).err().or_else(missing) {
+            if let Some(missing) = missing() {
                 if std::env::var_os("FLUXMILL_REQUIRE_BROKERS").is_some_and(|value| value == "1") {
                     return Err(format!("FLUXMILL_REQUIRE_BROKERS=1, and: {}", missing.0).into());
                 }

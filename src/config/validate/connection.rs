@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 
+use super::nats::{Broker, Either};
 use super::properties::Written;
 use super::{Validator, columnar, names, properties, texts, together};
 use crate::config::error::{Kind, Mistake, Span};
 use crate::config::language::{Client, Kafka, Mechanism, Pipeline, Sasl, Tls};
 use crate::config::read::{Field, Named};
-use crate::config::scalar::{PemFile, Text};
+use crate::config::scalar::{ConnectionName, PemFile, Text};
 use crate::spec::{ConnectionSpec, KafkaClient, KafkaConnection, SaslMechanism, SaslSpec, TlsSpec, TokenSource};
 
 /// How long the broker waits for a consumer when nothing else is said, in milliseconds (librdkafka's default).
@@ -38,9 +39,14 @@ impl Validator<'_> {
         for entry in &map.entries {
             self.places.connections.insert(entry.name.clone(), entry.span.clone());
             let named = self.checked(names::connection(&entry.name), &entry.span);
-            let kafka = entry.value.as_ref().and_then(|connection| connection.kafka.value.as_ref());
-            let made_of = kafka.and_then(|kafka| self.kafka(kafka)).filter(|_| named);
-            made.extend(made_of.map(|kafka| (entry.name.clone(), ConnectionSpec::Kafka(kafka))));
+            let Some(connection) = &entry.value else { continue };
+            let (of, sample) = (format!("connection `{}`", entry.name), "kafka: { brokers: [\"localhost:9092\"] }");
+            let made_of = match self.either(&connection.kafka, &connection.nats, &of, sample) {
+                Some(Either::Kafka(kafka)) => self.kafka(kafka).map(ConnectionSpec::Kafka),
+                Some(Either::Nats(nats)) => self.nats(nats).map(ConnectionSpec::Nats),
+                None => None,
+            };
+            made.extend(made_of.filter(|_| named).map(|made| (entry.name.clone(), made)));
         }
         made
     }
@@ -158,7 +164,7 @@ impl Validator<'_> {
         }
     }
 
-    fn tls(&mut self, tls: &Tls) -> TlsSpec {
+    pub(super) fn tls(&mut self, tls: &Tls) -> TlsSpec {
         let (certificate, key) = (&tls.certificate, &tls.key);
         let half = match (certificate.is_written(), key.is_written()) {
             (true, false) => Some((certificate, "`certificate` needs its `key`", "add `key: client.key`")),
@@ -170,6 +176,66 @@ impl Validator<'_> {
         }
         let path = |field: &Field<PemFile>| field.value.as_ref().map(|path| path.0.clone());
         TlsSpec { ca: path(&tls.ca), certificate: path(certificate), key: path(key) }
+    }
+
+    /// The connection that is meant, written or not.
+    pub(super) fn connection_of(&mut self, field: &Field<ConnectionName>, broker: Broker) -> Option<String> {
+        let all = self.file.connections.value.as_ref().map_or(&[][..], |map| &map.entries);
+        // One that does not say it right may be meant.
+        let fits = |name: &str| self.broker_of(name).is_none_or(|of| of == broker);
+        let known: Vec<_> = all.iter().filter(|entry| fits(&entry.name)).collect();
+        let names = || known.iter().map(|entry| entry.name.as_str());
+        if let Some(name) = &field.value {
+            if names().any(|known| known == name.0) {
+                return Some(name.0.clone());
+            }
+            if let Some(other) = self.broker_of(&name.0) {
+                let (other, broker) = (other.name(), broker.name());
+                let message = format!("connection `{}` reaches {other}, not {broker}", name.0.escape_debug());
+                let help = if known.is_empty() {
+                    format!("add a connection to {broker}, or write `{}:` here", other.to_lowercase())
+                } else {
+                    format!("write {}", crate::config::shape::one_of(names()))
+                };
+                self.mistakes.push(Mistake::at(Kind::UnknownConnection, field.span.clone(), message).help(help));
+                return None;
+            }
+            // Without any connection that mistake says it all.
+            if !known.is_empty() {
+                let message = format!("there is no connection `{}`", name.0.escape_debug());
+                let help = match crate::config::read::similar(&name.0, names()) {
+                    Some(meant) => format!("did you mean `{meant}`?"),
+                    None => format!("write {}", crate::config::shape::one_of(names())),
+                };
+                self.mistakes.push(Mistake::at(Kind::UnknownConnection, field.span.clone(), message).help(help));
+            }
+            return None;
+        }
+        if field.is_written() {
+            return None;
+        }
+        match known.as_slice() {
+            [] if all.is_empty() => None,
+            [] => {
+                let message = format!("there is no connection to {}", broker.name());
+                let help = match broker {
+                    Broker::Kafka => "add one: `connections: { main: { kafka: { brokers: [\"localhost:9092\"] } } }`",
+                    Broker::Nats => {
+                        "add one: `connections: { edge: { nats: { servers: [\"nats://localhost:4222\"] } } }`"
+                    }
+                };
+                self.mistakes.push(Mistake::at(Kind::UnknownConnection, field.span.clone(), message).help(help));
+                None
+            }
+            [only] => Some(only.name.clone()),
+            _ => {
+                let message = "there are several connections, and none is chosen here";
+                let help =
+                    format!("add `connection: {}`; there are {}", known[0].name, crate::config::shape::one_of(names()));
+                self.mistakes.push(Mistake::at(Kind::WhichConnection, field.span.clone(), message).help(help));
+                None
+            }
+        }
     }
 
     /// How long the broker waits for the pipeline's consumer, and the connection that says so.
@@ -189,9 +255,15 @@ impl Validator<'_> {
     pub(super) fn cluster(&self, connection: &str) -> String {
         let known = self.file.connections.value.as_ref().map_or(&[][..], |map| &map.entries);
         let entry = known.iter().find(|entry| entry.name == connection);
-        let kafka = entry.and_then(|entry| entry.value.as_ref()?.kafka.value.as_ref());
-        let Some(items) = kafka.and_then(|kafka| kafka.brokers.value.as_ref()) else { return connection.to_owned() };
-        let mut brokers: Vec<_> = items.iter().flat_map(|item| item.value.0.split(',').map(str::trim)).collect();
+        let written = entry.and_then(|entry| entry.value.as_ref());
+        let kafka = written.and_then(|written| written.kafka.value.as_ref()?.brokers.value.as_ref());
+        let nats = written.and_then(|written| written.nats.value.as_ref()?.servers.value.as_ref());
+        let addresses: Vec<&str> = match (kafka, nats) {
+            (Some(brokers), _) => brokers.iter().map(|item| item.value.0.as_str()).collect(),
+            (None, Some(servers)) => servers.iter().map(|item| item.value.0.as_str()).collect(),
+            (None, None) => return connection.to_owned(),
+        };
+        let mut brokers: Vec<_> = addresses.iter().flat_map(|text| text.split(',').map(str::trim)).collect();
         brokers.sort_unstable();
         brokers.dedup();
         brokers.join(",")

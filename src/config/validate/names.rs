@@ -94,6 +94,109 @@ fn kafka(name: &str, kind: Kind, of: &str) -> Checked {
     Ok(())
 }
 
+/// Bytes of a name or a subject of NATS at most.
+const NATS_MAX: usize = 255;
+
+/// A stream, or a durable consumer.
+pub(super) fn nats(of: &str, name: &str) -> Checked {
+    let allowed = |c: char| c.is_ascii_graphic() && !matches!(c, '.' | '*' | '>' | '/' | '\\');
+    if name.is_empty() || name.len() > NATS_MAX || !name.chars().all(allowed) {
+        let help = format!("NATS takes letters, digits, `-` and `_`, at most {NATS_MAX}{}", instead(name, allowed));
+        return refuse(Kind::BadStream, format!("`{}` cannot be the name of {of}", name.escape_debug()), help);
+    }
+    Ok(())
+}
+
+/// What a subject may have in it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Subject {
+    /// Wildcards: it is read, or stored.
+    Filter,
+    /// `{key}`: it is written to.
+    Template,
+}
+
+/// A subject.
+pub(super) fn subject(subject: &str, is: Subject) -> Checked {
+    let shown = subject.escape_debug();
+    let bad = |why: &str, help: &str| refuse(Kind::BadSubject, format!("`{shown}` {why}"), help);
+    if subject.is_empty() || subject.len() > NATS_MAX {
+        return bad(&format!("has not 1 to {NATS_MAX} bytes"), "write a subject, such as `orders.new`");
+    }
+    if subject.split('.').any(str::is_empty) {
+        return bad("has a token without a character", "write something between the dots, and nothing outside of them");
+    }
+    if !subject.chars().all(|c| c.is_ascii_graphic()) {
+        return bad(
+            "has spaces or other characters that no subject has",
+            "write letters, digits, `-`, `_`, and dots in between",
+        );
+    }
+    let first = subject.split('.').next().unwrap_or_default();
+    if first.starts_with('$') || first == "_INBOX" {
+        return bad("belongs to NATS itself", "write a subject of your own");
+    }
+    let last = subject.split('.').count() - 1;
+    for (at, token) in subject.split('.').enumerate() {
+        let has_wildcard = token.contains(['*', '>']);
+        if is == Subject::Filter && has_wildcard && token != "*" && !(token == ">" && at == last) {
+            return bad(
+                "has a wildcard in the wrong place",
+                "write `*` for one whole token, and `>` for all that follow, at the end",
+            );
+        }
+        if is == Subject::Template && has_wildcard {
+            return bad(
+                "has a wildcard, but an event goes to one subject",
+                "write a subject, with `{key}` where the event's key belongs",
+            );
+        }
+        let rest = if is == Subject::Template { token.replace("{key}", "") } else { token.to_owned() };
+        if rest.contains(['{', '}']) {
+            let help = match is {
+                Subject::Template => "`{key}` is all that can be filled in",
+                Subject::Filter => "write `*` where any token may stand",
+            };
+            return bad("has braces", help);
+        }
+    }
+    Ok(())
+}
+
+/// A header that Fluxmill adds.
+pub(super) fn header(name: &str) -> Checked {
+    let reserved = ["nats-", "fluxmill-"].iter().any(|begin| name.to_lowercase().starts_with(begin));
+    if name.is_empty() || reserved || !name.chars().all(|c| c.is_ascii_graphic() && c != ':') {
+        let message = format!("`{}` cannot be the name of a header here", name.escape_debug());
+        return refuse(Kind::BadName, message, "write a name of its own, such as `subject`");
+    }
+    Ok(())
+}
+
+/// The address of a NATS server, with its scheme; and whether that asks for TLS.
+pub(super) fn server(address: &str) -> Result<(String, bool), Refusal> {
+    let (scheme, rest) = address.split_once("://").unwrap_or(("nats", address));
+    if let Some((_, host)) = rest.rsplit_once('@') {
+        let message = "a server's address has no user and password".to_owned();
+        let help = format!("write `{scheme}://{}`; add `user:` and `password:`, or `token:`", host.escape_debug());
+        return refuse(Kind::BadServer, message, help);
+    }
+    if !matches!(scheme, "nats" | "tls") {
+        let message = format!("`{}` begins with `{}://`", address.escape_debug(), scheme.escape_debug());
+        return refuse(
+            Kind::BadServer,
+            message,
+            format!("write `nats://{}`, or `tls://` for TLS", rest.escape_debug()),
+        );
+    }
+    broker(rest).map_err(|refusal| Refusal {
+        kind: Kind::BadServer,
+        message: refusal.message,
+        help: refusal.help.replace("9092", "4222"),
+    })?;
+    Ok((format!("{scheme}://{rest}"), scheme == "tls"))
+}
+
 /// A consumer group.
 pub(super) fn group(name: &str) -> Checked {
     if name.trim().is_empty() || name.len() > 255 || name.chars().any(char::is_control) {

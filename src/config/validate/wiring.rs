@@ -3,9 +3,35 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use crate::config::error::{Kind, Mistake, Span};
+use crate::spec::subjects_meet;
 
-/// A cluster and a topic in it.
-type Topic = (String, String);
+/// A topic, or subjects, of a cluster.
+#[derive(Clone, Debug)]
+pub(super) struct Place {
+    /// The cluster.
+    pub(super) cluster: String,
+    /// The topic; the stream that is read; the subject that is written to.
+    pub(super) name: String,
+    /// On NATS: the subjects, as far as they are known.
+    pub(super) subjects: Option<Vec<String>>,
+}
+
+impl Place {
+    /// Whether an event that goes to one comes from the other.
+    fn meets(&self, other: &Self) -> bool {
+        self.cluster == other.cluster
+            && match (&self.subjects, &other.subjects) {
+                (None, None) => self.name == other.name,
+                (Some(one), Some(other)) => one.iter().any(|one| other.iter().any(|other| subjects_meet(one, other))),
+                _ => false,
+            }
+    }
+
+    /// Whether both are the same topic or stream.
+    fn is(&self, other: &Self) -> bool {
+        (&self.cluster, &self.name, self.subjects.is_some()) == (&other.cluster, &other.name, other.subjects.is_some())
+    }
+}
 
 /// What a topic is to a pipeline.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,7 +55,7 @@ pub(super) struct Wire {
     /// What the topic is to it.
     pub(super) role: Role,
     /// The topic.
-    pub(super) topic: Topic,
+    pub(super) topic: Place,
     /// Its place.
     pub(super) span: Span,
 }
@@ -76,16 +102,20 @@ impl Wiring {
         for (nth, wire) in inputs.iter().enumerate() {
             let Role::Input { group: Some(group) } = &wire.role else { continue };
             let same = |other: &&&Wire| {
-                other.pipeline != wire.pipeline && other.topic == wire.topic && other.role == wire.role
+                other.pipeline != wire.pipeline && other.topic.is(&wire.topic) && other.role == wire.role
             };
             if let Some(first) = inputs[..nth].iter().find(same) {
-                let (a, b, topic) = (self.name(first.pipeline), self.name(wire.pipeline), &wire.topic.1);
-                let message = format!("`{a}` and `{b}` read `{topic}` in the same group `{group}`");
+                let (a, b, topic) = (self.name(first.pipeline), self.name(wire.pipeline), &wire.topic.name);
+                let is_stream = wire.topic.subjects.is_some();
+                let (how, what) = if is_stream { ("by", "durable consumer") } else { ("in", "group") };
+                let message = format!("`{a}` and `{b}` read `{topic}` {how} the same {what} `{group}`");
                 mistakes.push(
                     Mistake::at(Kind::SharedGroup, wire.span.clone(), message)
                         .label(format!("read by `{b}`"))
                         .other(first.span.clone(), format!("read by `{a}`"))
-                        .help("each would get only a part of the events; give each pipeline a group of its own"),
+                        .help(format!(
+                            "each would get only a part of the events; give each pipeline a {what} of its own"
+                        )),
                 );
             }
         }
@@ -112,8 +142,8 @@ impl Wiring {
     fn dead_letters(&self) -> Vec<Mistake> {
         let mut mistakes = Vec::new();
         for dead in self.of(Role::DeadLetter) {
-            let (name, topic) = (self.name(dead.pipeline), &dead.topic.1);
-            if let Some(input) = self.inputs().find(|input| input.topic == dead.topic) {
+            let (name, topic) = (self.name(dead.pipeline), &dead.topic.name);
+            if let Some(input) = self.inputs().find(|input| input.topic.meets(&dead.topic)) {
                 let reader = self.name(input.pipeline);
                 let message = format!("the dead letters of `{name}` go to `{topic}`, which `{reader}` reads");
                 mistakes.push(
@@ -123,8 +153,9 @@ impl Wiring {
                         .help("send them to a topic that no pipeline of this chain reads; a reader of dead letters belongs in a chain of its own"),
                 );
             }
-            let own =
-                self.of(Role::Output).find(|output| output.pipeline == dead.pipeline && output.topic == dead.topic);
+            let own = self
+                .of(Role::Output)
+                .find(|output| output.pipeline == dead.pipeline && output.topic.meets(&dead.topic));
             if let Some(output) = own {
                 let message = format!("the dead letters of `{name}` go to `{topic}`, where its results go");
                 mistakes.push(
@@ -141,9 +172,10 @@ impl Wiring {
     fn own_inputs(&self) -> Vec<Mistake> {
         let mut mistakes = Vec::new();
         for output in self.of(Role::Output) {
-            let own = self.inputs().find(|input| input.pipeline == output.pipeline && input.topic == output.topic);
+            let own = self.inputs().find(|input| input.pipeline == output.pipeline && input.topic.meets(&output.topic));
             if let Some(input) = own {
-                let message = format!("`{}` reads `{}` and writes to it", self.name(output.pipeline), output.topic.1);
+                let message =
+                    format!("`{}` reads `{}` and writes to it", self.name(output.pipeline), output.topic.name);
                 mistakes.push(
                     Mistake::at(Kind::OwnInput, output.span.clone(), message)
                         .label("written here")
@@ -159,7 +191,7 @@ impl Wiring {
     fn loops(&self) -> Vec<Mistake> {
         let mut edges: BTreeMap<usize, Vec<(usize, &Wire)>> = BTreeMap::new();
         for output in self.of(Role::Output) {
-            for input in self.inputs().filter(|input| input.topic == output.topic) {
+            for input in self.inputs().filter(|input| input.topic.meets(&output.topic)) {
                 if input.pipeline != output.pipeline {
                     edges.entry(output.pipeline).or_default().push((input.pipeline, output));
                 }
@@ -175,7 +207,7 @@ impl Wiring {
             let mut shown = format!("`{}`", self.name(*start));
             for (nth, (_, output)) in path.iter().enumerate() {
                 let next = path.get(nth + 1).map_or(*start, |(pipeline, _)| *pipeline);
-                shown.push_str(&format!(" -> {} -> `{}`", output.topic.1, self.name(next)));
+                shown.push_str(&format!(" -> {} -> `{}`", output.topic.name, self.name(next)));
             }
             let Some((last, closing)) = path.last() else { continue };
             mistakes.push(

@@ -1,0 +1,327 @@
+//! NATS: connections, streams, inputs, targets; and which of the brokers a connection, an input or a target is for.
+
+use super::names::Subject;
+use super::wiring::{Place, Role, Wire};
+use super::{Validator, names};
+use crate::config::error::{Kind, Mistake, Span};
+use crate::config::language::{self, Discard, KeyPlace, Nats, NatsInput, NatsTarget, Retention, Storage};
+use crate::config::read::{Field, Item, Named};
+use crate::config::scalar::{SecretValue, SubjectFilter};
+use crate::config::show_duration;
+use crate::spec::{self, NatsAuth, NatsConnection, TlsSpec, subjects_meet};
+
+/// A kind of broker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Broker {
+    Kafka,
+    Nats,
+}
+
+impl Broker {
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Kafka => "Kafka",
+            Self::Nats => "NATS",
+        }
+    }
+}
+
+/// What is written under `kafka` or `nats`.
+pub(super) enum Either<'a, K, N> {
+    Kafka(&'a K),
+    Nats(&'a N),
+}
+
+impl Validator<'_> {
+    /// What is written, under one key of the two.
+    pub(super) fn either<'a, K, N>(
+        &mut self,
+        kafka: &'a Field<K>,
+        nats: &'a Field<N>,
+        of: &str,
+        sample: &str,
+    ) -> Option<Either<'a, K, N>> {
+        match (&kafka.key, &nats.key) {
+            (None, None) => {
+                let message = format!("{of} names no broker");
+                let mistake = Mistake::at(Kind::OneBroker, kafka.span.clone(), message).label("in here");
+                self.mistakes.push(mistake.help(format!("write `{sample}`, or the same for `nats`")));
+            }
+            // Where both stand for a key that is mistaken, that was said.
+            (Some(one), Some(other)) if one != other => {
+                let message = format!("{of} names two brokers");
+                let mistake = Mistake::at(Kind::OneBroker, other.clone(), message).other(one.clone(), "and here");
+                self.mistakes.push(mistake.help("delete one of them"));
+                return None;
+            }
+            _ => {}
+        }
+        kafka.value.as_ref().map(Either::Kafka).or(nats.value.as_ref().map(Either::Nats))
+    }
+
+    /// Which kind of broker a connection reaches, as far as it says.
+    pub(super) fn broker_of(&self, name: &str) -> Option<Broker> {
+        let known = self.file.connections.value.as_ref().map_or(&[][..], |map| &map.entries);
+        let connection = known.iter().find(|entry| entry.name == name)?.value.as_ref()?;
+        match (connection.kafka.is_written(), connection.nats.is_written()) {
+            (true, false) => Some(Broker::Kafka),
+            (false, true) => Some(Broker::Nats),
+            _ => None,
+        }
+    }
+
+    pub(super) fn nats(&mut self, nats: &Nats) -> Option<NatsConnection> {
+        let (mut servers, mut encrypted) = (Vec::new(), false);
+        for item in nats.servers.value.as_deref().unwrap_or(&[]) {
+            for address in item.value.0.split(',').map(str::trim) {
+                match names::server(address) {
+                    Ok((server, tls)) => {
+                        encrypted |= tls;
+                        servers.push(server);
+                    }
+                    Err(refusal) => drop(self.checked(Err(refusal), &item.span)),
+                }
+            }
+        }
+        let tls = nats.tls.value.as_ref().map(|tls| self.tls(tls)).or_else(|| encrypted.then(TlsSpec::default));
+        let auth = self.auth(nats)?;
+        (!servers.is_empty()).then_some(NatsConnection { servers, tls, auth })
+    }
+
+    fn auth(&mut self, nats: &Nats) -> Option<NatsAuth> {
+        let secret = |field: &Field<SecretValue>| field.value.as_ref().map(|value| value.0.clone());
+        let half = match (nats.user.key.as_ref(), nats.password.key.as_ref()) {
+            (Some(user), None) => Some((user, "`user` needs its `password`", "add `password: \"${NATS_PASSWORD}\"`")),
+            (None, Some(password)) => Some((password, "`password` needs its `user`", "add `user: fluxmill`")),
+            _ => None,
+        };
+        if let Some((span, message, help)) = half {
+            self.mistakes.push(Mistake::at(Kind::NatsKeys, span.clone(), message).help(help));
+        }
+        let ways = [
+            ("user", nats.user.key.as_ref().or(nats.password.key.as_ref())),
+            ("token", nats.token.key.as_ref()),
+            ("nkey", nats.nkey.key.as_ref()),
+            ("credentials", nats.credentials.key.as_ref()),
+        ];
+        let written: Vec<(&str, &Span)> = ways.into_iter().filter_map(|(name, key)| Some((name, key?))).collect();
+        if let [(one, first), (other, second), ..] = written.as_slice() {
+            let message = format!("there are both `{one}` and `{other}`");
+            let mistake = Mistake::at(Kind::NatsKeys, (*second).clone(), message).other((*first).clone(), "and here");
+            self.mistakes.push(mistake.help("delete one of them: a client says in one way who it is"));
+            return None;
+        }
+        if let Some(seed) = nats.nkey.value.as_ref().map(|seed| seed.0.0.trim())
+            && !(seed.starts_with("SU") && seed.len() == 58 && seed.bytes().all(|byte| byte.is_ascii_alphanumeric()))
+        {
+            let message = "the nkey is no user's seed";
+            let help =
+                "write the seed, which begins with `SU` and has 58 letters and digits, as `nk -gen user` prints it";
+            self.mistakes.push(Mistake::at(Kind::NatsKeys, nats.nkey.span.clone(), message).help(help));
+            return None;
+        }
+        match written.first().map(|(name, _)| *name) {
+            None => Some(NatsAuth::None),
+            Some("user") => Some(NatsAuth::Password {
+                user: nats.user.value.as_ref()?.0.clone(),
+                password: secret(&nats.password)?,
+            }),
+            Some("token") => secret(&nats.token).map(NatsAuth::Token),
+            Some("nkey") => secret(&nats.nkey).map(NatsAuth::Nkey),
+            Some(_) => secret(&nats.credentials).map(NatsAuth::Credentials),
+        }
+    }
+
+    pub(super) fn streams(&mut self) -> Vec<spec::StreamSpec> {
+        let mut streams: Vec<(spec::StreamSpec, Span)> = Vec::new();
+        for entry in self.file.streams.value.as_ref().map_or(&[][..], |map| &map.entries) {
+            let Some(stream) = self.stream(entry) else { continue };
+            let meets = |other: &&(spec::StreamSpec, Span)| {
+                let subjects = &other.0.subjects;
+                let meet = |subject: &String| subjects.iter().any(|other| subjects_meet(other, subject));
+                other.0.connection == stream.connection && stream.subjects.iter().any(meet)
+            };
+            if let Some((other, place)) = streams.iter().find(meets) {
+                let message = format!("streams `{}` and `{}` store the same subjects", other.name, stream.name);
+                let mistake = Mistake::at(Kind::StreamSettings, entry.span.clone(), message);
+                self.mistakes.push(mistake.other(place.clone(), "and here").help("a subject belongs to one stream"));
+            }
+            streams.push((stream, entry.span.clone()));
+        }
+        streams.into_iter().map(|(stream, _)| stream).collect()
+    }
+
+    fn stream(&mut self, entry: &Named<language::Stream>) -> Option<spec::StreamSpec> {
+        let named = self.checked(names::nats("a stream", &entry.name), &entry.span);
+        let stream = entry.value.as_ref()?;
+        let connection = self.connection_of(&stream.connection, Broker::Nats);
+        let subjects = self.filters(&stream.subjects);
+        if let (Some(age), Some(window)) = (stream.max_age.value, stream.duplicate_window.value)
+            && window.0 > age.0
+        {
+            let message = format!(
+                "messages are kept for {}, but known for {}",
+                show_duration(age.duration()),
+                show_duration(window.duration())
+            );
+            let help = "write a longer `max_age`, or a shorter `duplicate_window`";
+            self.mistakes.push(Mistake::at(Kind::StreamSettings, stream.max_age.span.clone(), message).help(help));
+        }
+        let connection = connection?;
+        self.place(&connection, &entry.name, &entry.span);
+        (named && !subjects.is_empty()).then_some(())?;
+        Some(spec::StreamSpec {
+            connection,
+            name: entry.name.clone(),
+            subjects,
+            storage: match stream.storage.value? {
+                Storage::File => spec::Storage::File,
+                Storage::Memory => spec::Storage::Memory,
+            },
+            replicas: usize::try_from(stream.replicas.value?.0).unwrap_or(1),
+            duplicate_window: stream.duplicate_window.value?.duration(),
+            retention: match stream.retention.value? {
+                Retention::Limits => spec::Retention::Limits,
+                Retention::Interest => spec::Retention::Interest,
+                Retention::WorkQueue => spec::Retention::WorkQueue,
+            },
+            max_age: stream.max_age.value.map(|age| age.duration()),
+            max_bytes: stream.max_bytes.value.map(|size| size.0),
+            max_messages: stream.max_messages.value.map(|count| count.0),
+            max_message_bytes: stream.max_message_size.value.map(|size| u32::try_from(size.0).unwrap_or(u32::MAX)),
+            discard: match stream.discard.value? {
+                Discard::Old => spec::Discard::Old,
+                Discard::New => spec::Discard::New,
+            },
+        })
+    }
+
+    /// Subjects that are read or stored, each once.
+    fn filters(&mut self, field: &Field<Vec<Item<SubjectFilter>>>) -> Vec<String> {
+        let mut subjects: Vec<String> = Vec::new();
+        for item in field.value.as_deref().unwrap_or(&[]) {
+            let subject = &item.value.0;
+            if !self.checked(names::subject(subject, Subject::Filter), &item.span) {
+                continue;
+            }
+            if let Some(other) = subjects.iter().find(|other| subjects_meet(other, subject)) {
+                let message = format!("`{other}` and `{subject}` have subjects in common");
+                let mistake = Mistake::at(Kind::DuplicateTopic, item.span.clone(), message);
+                self.mistakes.push(mistake.help("keep one of them, or write subjects that do not meet"));
+                continue;
+            }
+            subjects.push(subject.clone());
+        }
+        subjects
+    }
+
+    pub(super) fn nats_source(
+        &mut self,
+        nth: usize,
+        input: &NatsInput,
+        prefix: Option<&str>,
+    ) -> Option<spec::SourceSpec> {
+        let connection = self.connection_of(&input.connection, Broker::Nats);
+        let durable = match &input.durable.value {
+            Some(durable) => {
+                let checked = names::nats("a durable consumer", &durable.0);
+                self.checked(checked, &input.durable.span).then(|| durable.0.clone())
+            }
+            None if input.durable.is_written() => None,
+            None => prefix.map(|prefix| prefix.replace('.', "-")),
+        };
+        let header = input.subject_header.value.as_ref();
+        let header = header.filter(|name| self.checked(names::header(&name.0), &input.subject_header.span));
+        let subjects = self.filters(&input.subjects);
+        let stream = &input.stream.value.as_ref()?.0;
+        let span = &input.stream.span;
+        let named = self.checked(names::nats("a stream", stream), span);
+        let connection = connection?;
+        self.place(&connection, stream, span);
+        let listed = self.file.streams.value.as_ref().map_or(&[][..], |map| &map.entries);
+        let listed = listed.iter().find(|entry| entry.name == *stream).and_then(|entry| entry.value.as_ref());
+        let stored = listed.and_then(|listed| listed.subjects.value.as_ref());
+        let read = match (subjects.is_empty(), stored) {
+            (true, Some(stored)) => stored.iter().map(|item| item.value.0.clone()).collect(),
+            _ => subjects.clone(),
+        };
+        let place = Place { cluster: self.cluster(&connection), name: stream.clone(), subjects: Some(read) };
+        let role = Role::Input { group: durable.clone() };
+        self.wiring.wires.push(Wire { pipeline: nth, role, topic: place, span: span.clone() });
+        named.then_some(())?;
+        Some(spec::SourceSpec::Nats(spec::NatsSourceSpec {
+            connection,
+            stream: stream.clone(),
+            subjects,
+            durable: durable?,
+            start: input.start.value?.0,
+            ack_wait: input.ack_wait.value?.duration(),
+            key: match input.key.value? {
+                KeyPlace::Header => spec::NatsKey::Header,
+                KeyPlace::LastToken => spec::NatsKey::LastToken,
+            },
+            subject_header: header.map(|name| name.0.clone()),
+        }))
+    }
+
+    pub(super) fn nats_target(&mut self, nth: usize, target: &NatsTarget, role: Role) -> Option<spec::TargetSpec> {
+        let connection = self.connection_of(&target.connection, Broker::Nats);
+        let subject = &target.subject.value.as_ref()?.0;
+        let span = &target.subject.span;
+        if !self.checked(names::subject(subject, Subject::Template), span) {
+            return None;
+        }
+        let connection = connection?;
+        self.wire_subject(nth, &connection, subject, span, role);
+        Some(spec::TargetSpec::Nats { connection, subject: subject.clone() })
+    }
+
+    fn wire_subject(&mut self, pipeline: usize, connection: &str, subject: &str, span: &Span, role: Role) {
+        self.place(connection, subject, span);
+        let (cluster, subjects) = (self.cluster(connection), Some(vec![subject.to_owned()]));
+        let topic = Place { cluster, name: subject.to_owned(), subjects };
+        self.wiring.wires.push(Wire { pipeline, role, topic, span: span.clone() });
+    }
+
+    /// The dead letters of a pipeline that reads from NATS, when nothing is said of them.
+    pub(super) fn default_nats_dead_letter(
+        &mut self,
+        nth: usize,
+        connection: String,
+        subject: String,
+        span: &Span,
+    ) -> Option<spec::LastResort> {
+        if !self.checked(names::subject(&subject, Subject::Template), span) {
+            return None;
+        }
+        self.wire_subject(nth, &connection, &subject, span, Role::DeadLetter);
+        Some(spec::LastResort::DeadLetter(spec::TargetSpec::Nats { connection, subject }))
+    }
+}
+
+/// The stream of a pipeline's dead letters, unless one of these takes them.
+pub(super) fn default_dead_letter_stream(
+    pipeline: &spec::PipelineSpec,
+    listed: &[spec::StreamSpec],
+) -> Option<spec::StreamSpec> {
+    let spec::LastResort::DeadLetter(spec::TargetSpec::Nats { connection, subject }) = &pipeline.on_error.then else {
+        return None;
+    };
+    let takes = |stream: &spec::StreamSpec| {
+        stream.connection == *connection && stream.subjects.iter().any(|stored| subjects_meet(stored, subject))
+    };
+    (!listed.iter().any(takes)).then(|| spec::StreamSpec {
+        connection: connection.clone(),
+        name: subject.replace('.', "-"),
+        subjects: vec![subject.clone()],
+        storage: spec::Storage::File,
+        replicas: 1,
+        duplicate_window: std::time::Duration::from_secs(120),
+        retention: spec::Retention::Limits,
+        max_age: None,
+        max_bytes: None,
+        max_messages: None,
+        max_message_bytes: None,
+        discard: spec::Discard::Old,
+    })
+}
