@@ -5,6 +5,7 @@
 //! more is dropped up to the last message that was taken. So an acknowledgement, which is for everything up to its
 //! message, is never for a message that did not come.
 
+mod hold;
 mod received;
 
 use std::collections::VecDeque;
@@ -22,6 +23,7 @@ use super::{address, failed};
 use crate::broker::{BrokerError, BrokerErrorKind, CloseLanes, Source, SourceContext, SourceEnd};
 use crate::delivery::{Slot, TopicPartition};
 use crate::spec::{NatsConnection, NatsSourceSpec};
+use hold::Hold;
 use received::Received;
 
 /// Messages that are asked for at once.
@@ -59,10 +61,13 @@ impl NatsSource {
     async fn run_in(self, context: &SourceContext) -> Result<SourceEnd, BrokerError> {
         let lanes = CloseLanes(context.lanes.clone());
         let connection = Connection::open(&self.connection, &self.client_id, true).await?;
+        let Some(hold) = Hold::get(&connection, &self.spec, &context.stop).await? else {
+            return Ok(SourceEnd::Drained);
+        };
         let durable = Durable::open(&connection, &self.spec).await?;
         let partition = TopicPartition { topic: self.spec.stream.as_str().into(), partition: 0 };
         let slot = context.tracker.assign(partition);
-        let reader = Reader::new(&self.spec, &connection, &durable, context, slot);
+        let reader = Reader::new(&self.spec, &connection, &durable, context, (slot, hold));
         let end = reader.work(lanes).await;
         context.tracker.revoke(slot);
         end
@@ -93,6 +98,7 @@ struct Reader<'a> {
     context: &'a SourceContext,
     received: Received<'a>,
     slot: Slot,
+    hold: Hold,
     /// Where messages come to; none before the consumer was set back for the first time on this connection.
     inbox: Option<(String, Subscriber)>,
     /// The connection that the inbox is on.
@@ -119,7 +125,7 @@ impl<'a> Reader<'a> {
         connection: &'a Connection,
         durable: &'a Durable,
         context: &'a SourceContext,
-        slot: Slot,
+        (slot, hold): (Slot, Hold),
     ) -> Self {
         let (now, progress_interval) = (Instant::now(), spec.ack_wait / 3);
         Self {
@@ -128,6 +134,7 @@ impl<'a> Reader<'a> {
             context,
             received: Received::new(spec),
             slot,
+            hold,
             inbox: None,
             epoch: 0,
             asked: 0,
@@ -253,6 +260,7 @@ impl<'a> Reader<'a> {
         let now = Instant::now();
         if now >= self.acknowledge_at {
             self.acknowledge_at = now + self.context.commit.interval;
+            self.hold.forget();
             self.acknowledge();
         }
         if now >= self.progress_at {

@@ -18,8 +18,8 @@ pub(super) const TO_NATS: &str =
     "  To NATS it is effectively once, as long as the stream's duplicate window covers the time between an event's two
   publications, and functions make the same of the same event: each message has an id made of where its event came
   from, and the server drops what it knows. The ids of a longer outage are forgotten, and its events are doubled.
-  Readers see events as soon as they are published. After an outage of the server a newer event may stand in front of
-  an older one of its key.
+  Readers see events as soon as they are published. After an outage of the server, or when its stream was full, a newer
+  event may stand in front of an older one of its key.
 ";
 pub(super) const BY_STREAM: &str =
     "  Order: events of the stream are run and published in order, one batch at a time: by one lane, whatever `lanes`

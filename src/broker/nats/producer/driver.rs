@@ -27,7 +27,7 @@ const MISSING_MAX: Duration = Duration::from_secs(10);
 const RUN_MAX: usize = 256;
 
 /// The same while the server takes nothing.
-const TRIES: usize = 16;
+const TRIES: usize = 1;
 /// How often it is said at most that something is not taken.
 const SAY_INTERVAL: Duration = Duration::from_secs(30);
 
@@ -185,7 +185,7 @@ impl<'a> Sending<'a> {
             if self.window.awaits() && self.heard.elapsed() >= ACK_TIMEOUT && epoch.is_some() {
                 self.send_again(Duration::ZERO);
             }
-            // While nothing is taken, a few at a time show when that is over.
+            // While nothing is taken, one at a time shows when that is over: more could be stored in front of it.
             let tries = self.waits && self.window.awaits();
             let may_send = epoch == Some(self.epoch) && Instant::now() >= self.send_at && !tries;
             if may_send {
