@@ -31,7 +31,7 @@ const PARTITIONS: i32 = 4;
 /// Events per second of the load; it goes on until the last fault is over.
 const RATE: u64 = 2_000;
 /// How many faults there are, unless the environment says otherwise.
-const FAULTS: u32 = 12;
+const FAULTS: u32 = 8;
 /// How many events have to come out between two faults.
 const MORE: i64 = 1_000;
 /// Engines that run all the time, each a member of its own name.
