@@ -17,7 +17,8 @@ const KILLS: usize = 5;
 /// Part of what a process says that did not poll in time.
 const LATE: &str = "maximum poll interval (6000ms) exceeded";
 /// Parts of the WARN lines of a process whose transaction was given up, or whose broker went away.
-const AGAIN: [&str; 8] = [
+const AGAIN: [&str; 9] = [
+    "; asked again",
     ": no answer for ",
     ": no coordinator for ",
     "is processed again",
