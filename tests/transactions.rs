@@ -184,10 +184,17 @@ impl Member {
         Ok(Self { consumer, topic: topic.to_owned(), group, client })
     }
 
+    /// One whose broker was away for longer than its session is on its way back for a moment.
     fn metadata(&self) -> anyhow::Result<GroupMetadata> {
-        let metadata = GroupMetadata::of(&self.consumer).context("no group")?;
-        ensure!(metadata.group == self.group && metadata.generation > 0 && !metadata.member.is_empty(), "{metadata:?}");
-        Ok(metadata)
+        wait_until(LIMIT, "the membership", || {
+            let metadata = GroupMetadata::of(&self.consumer).context("no group")?;
+            ensure!(metadata.group == self.group, "{metadata:?}");
+            if metadata.generation > 0 && !metadata.member.is_empty() {
+                return Ok(Some(metadata));
+            }
+            drop(self.consumer.poll(Timeout::After(Duration::from_millis(10))));
+            Ok(None)
+        })
     }
 
     fn next(&self, offset: i64) -> Vec<(TopicPartition, i64)> {
