@@ -3,6 +3,7 @@
 mod any;
 pub mod kafka;
 pub mod nats;
+mod pending;
 
 use std::future::Future;
 use std::pin::Pin;

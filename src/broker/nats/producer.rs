@@ -8,11 +8,12 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use super::{address, failed};
-use crate::broker::{Acknowledgement, BrokerError, BrokerErrorKind, PublishReport, Sink};
+use crate::broker::pending::Pending;
+use crate::broker::{Acknowledgement, BrokerError, BrokerErrorKind, Sink};
 use crate::delivery::{Slot, TopicPartition, Tracker};
 use crate::event::Publication;
 use crate::spec::NatsConnection;
@@ -27,49 +28,13 @@ const WINDOW_KIB: usize = 64 << 10;
 
 /// A message on its way.
 struct Outgoing {
-    work: Arc<Work>,
+    work: Arc<Pending>,
     /// Which event of the publication.
     at: u32,
     subject: String,
     headers: async_nats::HeaderMap,
     payload: bytes::Bytes,
     _room: [OwnedSemaphorePermit; 2],
-}
-
-/// A publication on its way.
-struct Work {
-    tally: Mutex<Tally>,
-}
-
-struct Tally {
-    /// Messages without an end; one more while they are handed over.
-    left: usize,
-    refused: Vec<(u32, BrokerError)>,
-    done: Option<oneshot::Sender<Result<PublishReport, BrokerError>>>,
-}
-
-impl Work {
-    /// One of its messages has come to an end.
-    fn ended(&self, refused: Option<(u32, BrokerError)>) {
-        let mut tally = self.tally.lock().unwrap_or_else(PoisonError::into_inner);
-        tally.left -= 1;
-        tally.refused.extend(refused);
-        if tally.left == 0
-            && let Some(done) = tally.done.take()
-        {
-            let mut refused = std::mem::take(&mut tally.refused);
-            refused.sort_by_key(|(at, _)| *at);
-            // Who waited for it is gone only when the pipeline has failed.
-            let _ = done.send(Ok(PublishReport { refused }));
-        }
-    }
-
-    /// Nothing more comes of it.
-    fn failed(&self, error: &BrokerError) {
-        if let Some(done) = self.tally.lock().unwrap_or_else(PoisonError::into_inner).done.take() {
-            let _ = done.send(Err(error.clone()));
-        }
-    }
 }
 
 /// What all sinks of a producer share.
@@ -172,9 +137,8 @@ impl NatsSink {
 
 impl Sink for NatsSink {
     async fn publish(&self, publication: Publication) -> Result<Acknowledgement, BrokerError> {
-        let (done, end) = oneshot::channel();
-        let tally = Tally { left: publication.len() + 1, refused: Vec::new(), done: Some(done) };
-        let work = Arc::new(Work { tally: Mutex::new(tally) });
+        // One more than there are, until all were handed over.
+        let (work, end) = Pending::new(u32::try_from(publication.len() + 1).unwrap_or(u32::MAX));
         let broken = || self.shared.why_broken(&self.subject);
         let largest = self.shared.largest.get().copied();
         let numbered = Numbered::of(&publication);
@@ -189,7 +153,7 @@ impl Sink for NatsSink {
                 Ok(made) => made,
                 Err((kind, reason)) => {
                     let action = format!("publish to {} on {}", self.subject, self.shared.address);
-                    work.ended(Some((number, failed(kind, action, reason))));
+                    work.refuse(number, failed(kind, action, reason));
                     continue;
                 }
             };
@@ -206,7 +170,7 @@ impl Sink for NatsSink {
                 return Err(broken());
             }
         }
-        work.ended(None);
+        work.acknowledge(1);
         let (shared, subject) = (Arc::clone(&self.shared), Arc::clone(&self.subject));
         Ok(Box::pin(async move { end.await.unwrap_or_else(|_| Err(shared.why_broken(&subject))) }))
     }

@@ -10,7 +10,6 @@ mod coordinator;
 mod driver;
 mod frame;
 mod partitioner;
-mod pending;
 mod queue;
 mod spares;
 mod transaction;
@@ -23,9 +22,9 @@ use tokio::sync::Notify;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use self::batches::Batches;
-use self::pending::Pending;
 use self::transaction::Transaction;
 use super::connection::Options;
+use crate::broker::pending::Pending;
 use crate::broker::{Acknowledgement, BrokerError, BrokerErrorKind, PublishReport, Sink};
 use crate::event::Publication;
 use crate::spec::{ColumnarSettings, KafkaConnection};

@@ -103,10 +103,10 @@ impl NatsDriver {
         };
         if let Some(error) = failure {
             *broken.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.clone());
-            window.drain().for_each(|outgoing| outgoing.work.failed(&error));
+            window.drain().for_each(|outgoing| outgoing.work.fail(&error));
             let refuse = async {
                 while let Some(outgoing) = queue.recv().await {
-                    outgoing.work.failed(&error);
+                    outgoing.work.fail(&error);
                 }
             };
             tokio::select! {
@@ -262,7 +262,7 @@ impl<'a> Sending<'a> {
     fn refuse(&mut self, number: u64, kind: BrokerErrorKind, reason: String) {
         if let Some(outgoing) = self.window.end(number) {
             let action = format!("publish to {} on {}", outgoing.subject, self.connection.address);
-            outgoing.work.ended(Some((outgoing.at, failed(kind, action, reason))));
+            outgoing.work.refuse(outgoing.at, failed(kind, action, reason));
         }
     }
 
@@ -275,7 +275,7 @@ impl<'a> Sending<'a> {
         match verdict(answer) {
             Verdict::Stored => {
                 if let Some(outgoing) = self.window.end(number) {
-                    outgoing.work.ended(None);
+                    outgoing.work.acknowledge(1);
                 }
                 self.missing_since = None;
                 if std::mem::take(&mut self.waits) {

@@ -7,9 +7,9 @@ use bytes::{Bytes, BytesMut};
 
 use super::super::record_batch::{self, Encoder, Producer};
 use super::partitioner::Partitioner;
-use super::pending::Pending;
 use super::queue::{Id, Queue};
 use super::spares::Spares;
+use crate::broker::pending::Pending;
 use crate::broker::{BrokerError, BrokerErrorKind};
 use crate::event::{EventRef, Publication};
 use crate::spec::{ColumnarSettings, Compression};

@@ -6,10 +6,10 @@ use bytes::Bytes;
 use proptest::prelude::*;
 use tokio::sync::oneshot;
 
-use super::super::pending::Ended;
 use super::super::queue::Id;
 use super::*;
 use crate::broker::kafka::wire::record_batch::{OpenBatch, peek};
+use crate::broker::pending::Ended;
 use crate::delivery::Slot;
 use crate::event::{BatchBuilder, Origin};
 

@@ -7,7 +7,7 @@ use tokio::sync::oneshot;
 use crate::broker::{BrokerError, PublishReport};
 
 /// How a publication ended.
-pub(super) type Ended = Result<PublishReport, BrokerError>;
+pub(in crate::broker) type Ended = Result<PublishReport, BrokerError>;
 
 #[derive(Debug)]
 struct State {
@@ -19,30 +19,30 @@ struct State {
 
 /// See the module.
 #[derive(Debug)]
-pub(super) struct Pending(Mutex<State>);
+pub(in crate::broker) struct Pending(Mutex<State>);
 
 impl Pending {
     /// A publication of `rows` events, at least one.
-    pub(super) fn new(rows: u32) -> (Arc<Self>, oneshot::Receiver<Ended>) {
+    pub(in crate::broker) fn new(rows: u32) -> (Arc<Self>, oneshot::Receiver<Ended>) {
         let (ended, receiver) = oneshot::channel();
         let state = State { remaining: rows, refused: Vec::new(), ended: Some(ended) };
         (Arc::new(Self(Mutex::new(state))), receiver)
     }
 
     /// `rows` of its events were acknowledged.
-    pub(super) fn acknowledge(&self, rows: u32) {
+    pub(in crate::broker) fn acknowledge(&self, rows: u32) {
         self.lock().end(rows);
     }
 
     /// The broker will never take the event at `row`.
-    pub(super) fn refuse(&self, row: u32, error: BrokerError) {
+    pub(in crate::broker) fn refuse(&self, row: u32, error: BrokerError) {
         let mut state = self.lock();
         state.refused.push((row, error));
         state.end(1);
     }
 
     /// It is not known to have arrived, and never will be.
-    pub(super) fn fail(&self, error: &BrokerError) {
+    pub(in crate::broker) fn fail(&self, error: &BrokerError) {
         if let Some(ended) = self.lock().ended.take() {
             // Where nobody waits any more, nobody needs to know.
             let _ = ended.send(Err(error.clone()));
