@@ -34,7 +34,7 @@ const UNORDERED_BYTES_MAX: usize = 64 << 20;
 const FAILURE_LOG_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What happens to an event that cannot be processed.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub enum LastResort<S> {
     /// It is published, with its reason.
     DeadLetter(S),

@@ -94,10 +94,11 @@ struct Publishing {
 }
 
 /// Where a pipeline publishes to.
+#[derive(Clone)]
 struct Sinks {
     /// In the order of the outputs.
     outputs: Vec<AnySink>,
-    dead_letter: Option<AnySink>,
+    last_resort: LastResort<AnySink>,
 }
 
 /// The output's name in the ids of messages that are dead letters; no output can have it.
@@ -172,17 +173,12 @@ impl Plan {
     }
 
     fn lane(&self, intake: Arc<Intake>, tracker: &Arc<Tracker>, sinks: &Sinks) -> Lane<Stage, AnySink> {
-        let last_resort = match (&self.spec.on_error.then, &sinks.dead_letter) {
-            (crate::spec::LastResort::DeadLetter(_), Some(sink)) => LastResort::DeadLetter(sink.clone()),
-            (crate::spec::LastResort::Drop, _) => LastResort::Drop,
-            _ => LastResort::Stop,
-        };
         let digest = self.function.as_ref().map_or_else(String::new, |function| function.digest().to_owned());
         let sender = Sender { pipeline: self.spec.name.clone(), digest, replays: self.replay.is_some() };
         let (metrics, order, retry) = (self.metrics.clone(), self.spec.order, self.spec.on_error.retry);
         let replay = self.replay.clone().map(|replay| (replay, tracker.clone()));
         let transform = Arc::new(Stage { function: self.function.clone(), replay });
-        let outputs = sinks.outputs.clone();
+        let Sinks { outputs, last_resort } = sinks.clone();
         Lane { intake, transform, outputs, order, retry, last_resort, sender, metrics }
     }
 
@@ -234,11 +230,12 @@ impl Plan {
     /// A sink for each output and for the dead letters.
     fn sinks(&self, sink: impl Fn(&TargetSpec, &str) -> AnySink) -> Sinks {
         let outputs = self.spec.outputs.iter().map(|output| sink(&output.target, &output.name)).collect();
-        let dead_letter = match &self.spec.on_error.then {
-            crate::spec::LastResort::DeadLetter(target) => Some(sink(target, DEAD_LETTER)),
-            crate::spec::LastResort::Stop | crate::spec::LastResort::Drop => None,
+        let last_resort = match &self.spec.on_error.then {
+            crate::spec::LastResort::DeadLetter(target) => LastResort::DeadLetter(sink(target, DEAD_LETTER)),
+            crate::spec::LastResort::Stop => LastResort::Stop,
+            crate::spec::LastResort::Drop => LastResort::Drop,
         };
-        Sinks { outputs, dead_letter }
+        Sinks { outputs, last_resort }
     }
 
     /// The source's connection has one producer for everything, in whose transactions the source commits.

@@ -24,9 +24,6 @@ pub(super) fn bound_interval(
     connections: &BTreeMap<String, ConnectionSpec>,
     place: &Span,
 ) -> Option<Mistake> {
-    if pipeline.guarantee == Guarantee::AtLeastOnce {
-        return None;
-    }
     let settings = settings(pipeline, connections)?;
     let (written, most) = (pipeline.commit.interval, settings.transaction_interval_max());
     if written <= most {
@@ -39,14 +36,14 @@ pub(super) fn bound_interval(
     Some(Mistake::at(Kind::ExactlyOnce, place.clone(), message).help(help))
 }
 
-/// What the columnar client of a pipeline's input is set to.
+/// What the columnar client is set to that has a pipeline's transactions; none where there are none.
 fn settings<'a>(
     pipeline: &PipelineSpec,
     connections: &'a BTreeMap<String, ConnectionSpec>,
 ) -> Option<&'a ColumnarSettings> {
     match &connections.get(pipeline.source.connection())?.kafka()?.client {
-        KafkaClient::Columnar(settings) => Some(settings),
-        KafkaClient::Librdkafka => None,
+        KafkaClient::Columnar(settings) if pipeline.guarantee == Guarantee::ExactlyOnce => Some(settings),
+        KafkaClient::Columnar(_) | KafkaClient::Librdkafka => None,
     }
 }
 
@@ -99,9 +96,6 @@ pub(super) fn bound_age(
     connections: &BTreeMap<String, ConnectionSpec>,
     place: &Span,
 ) -> Option<Mistake> {
-    if pipeline.guarantee == Guarantee::AtLeastOnce {
-        return None;
-    }
     let settings = settings(pipeline, connections)?;
     let home = pipeline.source.connection().to_owned();
     let most = settings.transaction_age_max();
