@@ -26,7 +26,7 @@ use crate::broker::{
 use crate::function::{Engine, EngineOptions, Function, LoadError};
 use crate::pipeline::lane::{Lane, LaneError};
 use crate::pipeline::plan::{Built, Plan, Stage};
-use crate::spec::{ChainSpec, ConnectionSpec, PipelineSpec, TargetSpec};
+use crate::spec::{ChainSpec, ConnectionSpec, PipelineSpec, SourceSpec, TargetSpec};
 use crate::telemetry::metrics::PipelineMetrics;
 
 pub use error::{RunError, StartError};
@@ -86,6 +86,13 @@ pub async fn start(chains: &[ChainSpec], options: &RunOptions, stop: Cancellatio
         && let Some(path) = topology.a_loop()
     {
         return Err(StartError::Loop(path));
+    }
+    for (chain, pipeline) in topology.pipelines().filter(|(_, pipeline)| pipeline.is_at_most_once()) {
+        let name = format!("{}/{}", chain.name, pipeline.name);
+        if options.until_caught_up && matches!(pipeline.source, SourceSpec::CoreNats(_)) {
+            return Err(StartError::NotKept(name));
+        }
+        tracing::info!("pipeline {name}: core NATS keeps nothing, and what goes over it is delivered at most once");
     }
     // What the files say wrong comes first: it needs no broker to be told.
     let engine = engine(chains, options).map_err(StartError::Engine)?;

@@ -8,7 +8,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub use nats::{
-    Discard, NatsAuth, NatsConnection, NatsKey, NatsSourceSpec, Retention, Storage, StreamSpec, subjects_meet,
+    CoreNatsSourceSpec, Discard, NatsAuth, NatsConnection, NatsKey, NatsSourceSpec, Retention, Storage, StreamSpec,
+    subjects_meet, without_dots,
 };
 
 /// Everything one pipeline file (or several together) asks for.
@@ -284,6 +285,12 @@ pub struct PipelineSpec {
 }
 
 impl PipelineSpec {
+    /// Whether events may be lost that nothing keeps: those that it reads or publishes by core NATS.
+    pub fn is_at_most_once(&self) -> bool {
+        matches!(self.source, SourceSpec::CoreNats(_))
+            || self.targets().any(|target| matches!(target, TargetSpec::CoreNats { .. }))
+    }
+
     /// Everything that the pipeline publishes to: its outputs in order, then its dead letter.
     pub fn targets(&self) -> impl Iterator<Item = &TargetSpec> {
         let dead_letter = match &self.on_error.then {
@@ -301,6 +308,8 @@ pub enum SourceSpec {
     Kafka(KafkaSourceSpec),
     /// A durable consumer on a JetStream stream.
     Nats(NatsSourceSpec),
+    /// A queue group on subjects of core NATS.
+    CoreNats(CoreNatsSourceSpec),
 }
 
 /// A consumer group on Kafka topics.
@@ -426,6 +435,13 @@ pub enum TargetSpec {
     },
     /// A subject of a JetStream stream.
     Nats {
+        /// The connection's name.
+        connection: String,
+        /// The subject; `{key}` in it stands for the event's key.
+        subject: String,
+    },
+    /// A subject of core NATS, which keeps nothing.
+    CoreNats {
         /// The connection's name.
         connection: String,
         /// The subject; `{key}` in it stands for the event's key.

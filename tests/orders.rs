@@ -1,5 +1,5 @@
 //! The example pipelines/orders on a real Kafka, end to end through the binary: 200,000 orders, each in exactly one
-//! final topic, through restarts and kills.
+//! final topic, through restarts and kills. And the same file with another connection on a real nats-server.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -7,9 +7,11 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
+use async_nats::HeaderMap;
 use support::chain::{repository, with_setting};
 use support::checker::{Report, Seen, compare};
 use support::client::{Client, Received, Record};
+use support::nats::{Nats, Stored};
 use support::suite::{Case, Suite};
 use support::wait::wait_until;
 use support::workload::{Kind, customer, kind, order, order_number};
@@ -18,6 +20,8 @@ mod support;
 
 /// How many orders go through.
 const ORDERS: u64 = 200_000;
+/// How many go through on NATS, whose server in these tests has each message on disk before it acknowledges it.
+const ORDERS_ON_NATS: u64 = 40_000;
 /// How often a chain with transactions is killed.
 const KILLS: i64 = 6;
 /// The longest that a part of a test may take on a loaded machine.
@@ -32,6 +36,7 @@ fn main() -> ExitCode {
     suite.kafka("each_order_ends_once_through_a_graceful_restart", each_order_ends_once_through_a_graceful_restart);
     suite.kafka("kill_9_loses_no_order", kill_9_loses_no_order);
     suite.kafka("kill_9_ends_every_order_once_where_it_says_so", kill_9_ends_every_order_once_where_it_says_so);
+    suite.nats("the_same_file_runs_on_nats", the_same_file_runs_on_nats);
     suite.run()
 }
 
@@ -62,7 +67,7 @@ fn each_order_ends_once_through_a_graceful_restart(case: &Case) -> anyhow::Resul
     case.run(&file, &kafka.brokers(), &["--until-caught-up"], &[])?.finish_well(LIMIT)?;
 
     let ends = read_ends(&client)?;
-    check(&ends).exactly_once().map_err(anyhow::Error::msg)?;
+    check(&ends, ORDERS).exactly_once().map_err(anyhow::Error::msg)?;
     check_places(&ends)?;
     check_dead_letters(&ends["orders.payment.dead"])?;
     check_forwarded(&ends["payment-reviews"])
@@ -88,7 +93,7 @@ fn kill_9_loses_no_order(case: &Case) -> anyhow::Result<()> {
     last.stop(LIMIT)?;
 
     let ends = read_ends(&client)?;
-    let report = check(&ends);
+    let report = check(&ends, ORDERS);
     case.note(&format!("kill -9 three times: {}", report.describe()));
     report.at_least_once().map_err(anyhow::Error::msg)?;
     check_places(&ends)
@@ -114,11 +119,83 @@ fn kill_9_ends_every_order_once_where_it_says_so(case: &Case) -> anyhow::Result<
     case.run(&file, &kafka.brokers(), &["--until-caught-up"], &expected)?.finish_well(LIMIT)?;
 
     let ends = read_ends(&client)?;
-    let report = check(&ends);
+    let report = check(&ends, ORDERS);
     case.note(&format!("kill -9 {KILLS} times: {}", report.describe()));
     report.exactly_once().map_err(anyhow::Error::msg)?;
     check_places(&ends)?;
     check_dead_letters(&ends["orders.payment.dead"])
+}
+
+/// The example with nothing changed but what its connection is: stopped by SIGTERM in the middle, and killed twice. What
+/// the streams keep is there once, since the windows of the server cover it.
+fn the_same_file_runs_on_nats(case: &Case) -> anyhow::Result<()> {
+    let nats = Nats::start("")?;
+    let jet = nats.client()?;
+    let file = on_nats(case)?;
+    jet.create("orders", &["orders"])?;
+    jet.publish((0..ORDERS_ON_NATS).map(|number| as_message(&order(number))))?;
+    let (file, url, cache) = (file.display().to_string(), nats.url(), case.dir().display().to_string());
+    let run = |more: &[&str], expected: &[&str]| {
+        let args = ["run", &file].into_iter().chain(more.iter().copied());
+        case.start_with(args, &[("NATS", &url), ("XDG_CACHE_HOME", &cache)], expected)
+    };
+    let ended = || -> anyhow::Result<u64> { ENDS.into_iter().map(|topic| jet.count(&topic.replace('.', "-"))).sum() };
+    for round in 1..=3 {
+        let running = run(&[], &EXPECTED)?;
+        let wanted = ORDERS_ON_NATS * round / 5;
+        wait_until(LIMIT, "orders to end", || Ok((ended()? >= wanted).then_some(())))?;
+        if round == 1 { running.stop(LIMIT).map(drop)? } else { running.kill().map(drop)? }
+    }
+    ensure!(ended()? < ORDERS_ON_NATS, "all was done before the last kill: the test proves nothing");
+    run(&["--until-caught-up"], &EXPECTED)?.finish_well(LIMIT)?;
+
+    let mut ends = BTreeMap::new();
+    for topic in ENDS {
+        let stored = jet.read(&topic.replace('.', "-"))?;
+        ends.insert(topic, stored.iter().map(as_received).collect::<anyhow::Result<Vec<_>>>()?);
+    }
+    let report = check(&ends, ORDERS_ON_NATS);
+    case.note(&format!("on NATS, stopped once and killed twice: {}", report.describe()));
+    report.exactly_once().map_err(anyhow::Error::msg)?;
+    check_places(&ends)?;
+    check_dead_letters(&ends["orders.payment.dead"])?;
+    check_forwarded(&ends["payment-reviews"])
+}
+
+/// The file of the example with a connection to NATS.
+fn on_nats(case: &Case) -> anyhow::Result<PathBuf> {
+    let text = std::fs::read_to_string(repository("pipelines/orders/chain.yaml"))?;
+    let kafka = text.lines().find(|line| line.contains("main: { kafka:")).context("no connection to Kafka")?;
+    let changed = text.replace(kafka, "  main: { nats: { servers: [\"${NATS}\"] } }");
+    let functions = repository("pipelines/orders/functions");
+    case.write("chain.yaml", &changed.replace("wasm: functions/", &format!("wasm: {}/", functions.display())))
+}
+
+/// An order as whoever writes to NATS sends it: docs/nats.md.
+fn as_message(record: &Record) -> (String, HeaderMap, Vec<u8>) {
+    let mut headers = HeaderMap::new();
+    let text = |bytes: &Option<Vec<u8>>| String::from_utf8_lossy(bytes.as_deref().unwrap_or_default()).into_owned();
+    headers.insert("Fluxmill-Key", text(&record.key).as_str());
+    headers.insert("Fluxmill-Timestamp", record.timestamp.unwrap_or_default().to_string().as_str());
+    record.headers.iter().for_each(|(name, value)| headers.append(name.as_str(), text(value).as_str()));
+    ("orders".to_owned(), headers, record.value.clone().unwrap_or_default())
+}
+
+/// What a stream holds as an event, whose headers are of names that come in order.
+fn as_received(stored: &Stored) -> anyhow::Result<Received> {
+    let names = stored.header("Fluxmill-Headers").unwrap_or_default().split(',').filter(|name| !name.is_empty());
+    let mut used: BTreeMap<&str, usize> = BTreeMap::new();
+    let mut headers = Vec::new();
+    for name in names {
+        let nth = used.entry(name).or_default();
+        let value =
+            stored.headers.get_all(name).nth(*nth).with_context(|| format!("no header {name} in {stored:?}"))?;
+        *nth += 1;
+        headers.push((name.as_bytes().to_vec(), Some(value.as_str().as_bytes().to_vec())));
+    }
+    let timestamp = stored.header("Fluxmill-Timestamp").and_then(|time| time.parse().ok());
+    let (key, value) = (stored.header("Fluxmill-Key").map(|key| key.as_bytes().to_vec()), Some(stored.payload.clone()));
+    Ok(Received { partition: 0, offset: 0, key, value, headers, timestamp })
 }
 
 /// The example, each pipeline with transactions and as a static member: it takes over at once from one that was killed.
@@ -126,9 +203,9 @@ fn in_transactions(case: &Case) -> anyhow::Result<PathBuf> {
     let text = std::fs::read_to_string(repository("pipelines/orders/chain.yaml"))?;
     let mut changed = with_setting(&text, "properties: { session.timeout.ms: \"6000\" }")?;
     for topic in ["orders", "payments"] {
-        let from = format!("    from: {{ kafka: {{ topics: [{topic}] }} }}\n");
+        let from = format!("    from: {{ topics: [{topic}] }}\n");
         ensure!(changed.contains(&from), "the example does not read {topic} any more");
-        let member = from.replace("] }", "], instance: one }");
+        let member = format!("    from: {{ kafka: {{ topics: [{topic}], instance: one }} }}\n");
         changed = changed.replace(&from, &format!("{member}    delivery: exactly_once\n"));
     }
     let functions = repository("pipelines/orders/functions");
@@ -174,9 +251,9 @@ fn read_ends(client: &Client) -> anyhow::Result<BTreeMap<&'static str, Vec<Recei
     ENDS.into_iter().map(|topic| Ok((topic, client.read(topic)?))).collect()
 }
 
-/// All orders against all events of all final topics; order within each partition of each.
-fn check(ends: &BTreeMap<&str, Vec<Received>>) -> Report<Option<u64>> {
-    let input: Vec<_> = (0..ORDERS).map(|number| Seen { key: customer(number), id: Some(number) }).collect();
+/// The orders against all events of all final topics; order within each partition of each.
+fn check(ends: &BTreeMap<&str, Vec<Received>>, orders: u64) -> Report<Option<u64>> {
+    let input: Vec<_> = (0..orders).map(|number| Seen { key: customer(number), id: Some(number) }).collect();
     let output: Vec<_> = ends
         .values()
         .flat_map(|events| events.chunk_by(|a, b| a.partition == b.partition))

@@ -7,6 +7,7 @@
 pub(crate) mod chain;
 pub(crate) mod checker;
 pub(crate) mod client;
+pub(crate) mod core;
 pub(crate) mod environment;
 pub(crate) mod files;
 pub(crate) mod kafka;

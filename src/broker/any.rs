@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::kafka::{Driver, KafkaProducer, KafkaSink, KafkaSource};
-use super::nats::{NatsDriver, NatsProducer, NatsSink, NatsSource};
+use super::nats::{CoreSource, NatsDriver, NatsProducer, NatsSink, NatsSource};
 use super::{Acknowledgement, BrokerError, Sink, Source, SourceContext, SourceEnd};
 use crate::event::Publication;
 
@@ -15,6 +15,8 @@ pub enum AnySource {
     Kafka(KafkaSource),
     /// A stream of NATS.
     Nats(NatsSource),
+    /// Subjects of core NATS.
+    CoreNats(CoreSource),
 }
 
 impl Source for AnySource {
@@ -22,6 +24,7 @@ impl Source for AnySource {
         match self {
             Self::Kafka(source) => source.run(context),
             Self::Nats(source) => source.run(context),
+            Self::CoreNats(source) => source.run(context),
         }
     }
 }

@@ -144,7 +144,7 @@ fn letter_topics<'a>(loaded: &'a Loaded, pipeline: Option<&str>) -> Result<Vec<L
     for spec in pipelines.iter().filter(|spec| pipeline.is_none_or(|name| spec.name == name)) {
         let (connection_name, topic) = match &spec.on_error.then {
             LastResort::DeadLetter(TargetSpec::Kafka { connection, topic }) => (connection, topic),
-            LastResort::DeadLetter(TargetSpec::Nats { subject, .. }) => {
+            LastResort::DeadLetter(TargetSpec::Nats { subject, .. } | TargetSpec::CoreNats { subject, .. }) => {
                 on_nats.push(format!("those of {} go to {subject} on NATS", spec.name));
                 continue;
             }

@@ -216,6 +216,7 @@ fn explain_pipeline(out: &mut String, pipeline: &PipelineSpec) {
             line(out, "start", start(source.start, "the group has no offset"));
         }
         SourceSpec::Nats(source) => nats::source(out, source),
+        SourceSpec::CoreNats(source) => nats::core_source(out, source),
     }
     let (batch, limits) = (&pipeline.batch, pipeline.function.as_ref());
     let bytes = show_size(batch.max_bytes as u64);
@@ -225,9 +226,11 @@ fn explain_pipeline(out: &mut String, pipeline: &PipelineSpec) {
         out,
         "order",
         match pipeline.order {
-            Order::Partition if nats::reads(pipeline) => "partition: events of the stream keep their order",
+            Order::Partition if nats::reads(pipeline).is_some() => {
+                "partition: events keep the order in which they come"
+            }
             Order::Partition => "partition: events of a partition, and so of a key, keep their order",
-            Order::Key if nats::reads(pipeline) => "key: events that have the same key keep their order",
+            Order::Key if nats::reads(pipeline).is_some() => "key: events that have the same key keep their order",
             Order::Key => "key: events of a partition that have the same key keep their order",
             Order::None => "none: events may overtake each other",
         },
@@ -235,7 +238,9 @@ fn explain_pipeline(out: &mut String, pipeline: &PipelineSpec) {
     line(out, "lanes", format!("{} at once", pipeline.lanes));
     let (interval, commit) = (show_duration(pipeline.commit.interval), &pipeline.commit);
     let events = commit.max_events.map_or_else(String::new, |events| format!(", or after {events} events"));
-    line(out, "commit", format!("every {interval}{events}"));
+    if !matches!(pipeline.source, SourceSpec::CoreNats(_)) {
+        line(out, "commit", format!("every {interval}{events}"));
+    }
     match limits {
         None => line(out, "function", "none: events are copied as they are"),
         Some(function) => explain_function(out, function),
@@ -300,8 +305,14 @@ fn explain_guarantee(out: &mut String, pipeline: &PipelineSpec) {
             let to = target(to);
             (
                 format!("is published to {to}, byte for byte, with headers that say why"),
-                "If a dead letter cannot be published, its offset is not committed.",
+                match pipeline.source {
+                    SourceSpec::CoreNats(_) => "If a dead letter cannot be published, it is lost.",
+                    _ => "If a dead letter cannot be published, its offset is not committed.",
+                },
             )
+        }
+        LastResort::Stop if matches!(pipeline.source, SourceSpec::CoreNats(_)) => {
+            ("stops the pipeline, and IS LOST: core NATS does not keep it".to_owned(), "So is what came behind it.")
         }
         LastResort::Stop => (
             "stops the pipeline: its offset is not committed, so it comes first after a restart".to_owned(),
@@ -318,15 +329,14 @@ fn explain_guarantee(out: &mut String, pipeline: &PipelineSpec) {
         }
         None => "",
     };
-    let guarantee = match pipeline.guarantee {
-        Guarantee::AtLeastOnce if nats::reads(pipeline) => nats::FROM_NATS,
-        Guarantee::AtLeastOnce => AT_LEAST_ONCE,
-        Guarantee::ExactlyOnce => EXACTLY_ONCE,
+    let (guarantee, by_partition) = match (nats::reads(pipeline), pipeline.guarantee) {
+        (Some(nats), _) => nats,
+        (None, Guarantee::AtLeastOnce) => (AT_LEAST_ONCE, BY_PARTITION),
+        (None, Guarantee::ExactlyOnce) => (EXACTLY_ONCE, BY_PARTITION),
     };
-    let ids = if nats::publishes(pipeline) { nats::TO_NATS } else { "" };
+    let to_nats = nats::publishes(pipeline);
     let order = match pipeline.order {
-        Order::Partition if nats::reads(pipeline) => nats::BY_STREAM,
-        Order::Partition => BY_PARTITION,
+        Order::Partition => by_partition,
         Order::Key => BY_KEY,
         Order::None => BY_NOTHING,
     };
@@ -337,7 +347,7 @@ fn explain_guarantee(out: &mut String, pipeline: &PipelineSpec) {
     };
     let _ = write!(
         out,
-        "{guarantee}{ids}{order}{others}  \
+        "{guarantee}{to_nats}{order}{others}  \
          An event that may pass later {again}{failed}.\n  \
          An event that the function rejects {failed}. {held}\n{faults}",
     );

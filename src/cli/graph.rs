@@ -76,7 +76,9 @@ fn topic_name(chain: &ChainSpec, connection: &str, topic: &str) -> String {
 /// Where events go: a topic; or a subject, or the stream that stores it where the file lists that, so that it is one
 /// place with what is read from there.
 fn place(chain: &ChainSpec, target: &TargetSpec) -> String {
-    let TargetSpec::Nats { connection, subject } = target else { return target.place().to_owned() };
+    let (TargetSpec::Nats { connection, subject } | TargetSpec::CoreNats { connection, subject }) = target else {
+        return target.place().to_owned();
+    };
     let stores = |stream: &&StreamSpec| {
         stream.connection == *connection && stream.subjects.iter().any(|stored| subjects_meet(stored, subject))
     };

@@ -14,6 +14,9 @@ use crate::pipeline::{self, Chain, RunOptions, StartError};
 use crate::shutdown;
 use crate::telemetry::logs;
 
+/// What is logged when nothing else is asked for. async-nats tells of each message that finds no room.
+const LOG_FILTER: &str = "info,async_nats=warn";
+
 /// Run pipelines until stopped.
 ///
 /// The first SIGINT or SIGTERM stops intake, finishes what is in flight, commits, and exits with 0; a second one
@@ -43,7 +46,7 @@ impl Args {
     /// # Errors
     /// When the runtime, the log or the signals cannot be set up.
     pub fn execute(self) -> anyhow::Result<ExitCode> {
-        if let Err(error) = logs::init("info") {
+        if let Err(error) = logs::init(LOG_FILTER) {
             eprintln!("error: {error:#}");
             return Ok(ExitCode::from(EXIT_USAGE));
         }
@@ -114,7 +117,7 @@ fn report_start(loaded: &[Loaded], error: &StartError) -> ExitCode {
             report(&owner.error_at_function(pipeline, source.to_string(), None));
             ExitCode::from(EXIT_USAGE)
         }
-        StartError::Loop(_) | StartError::SharedGroup(_) => {
+        StartError::Loop(_) | StartError::NotKept(_) | StartError::SharedGroup(_) => {
             eprintln!("error: {error}");
             ExitCode::from(EXIT_USAGE)
         }

@@ -110,7 +110,10 @@ macro_rules! words {
 // Behind the macros, which it uses.
 mod nats;
 
-pub(crate) use nats::{Discard, KeyPlace, Nats, NatsInput, NatsTarget, Retention, Storage, Stream};
+pub(crate) use nats::{
+    CoreNatsInput, CoreNatsTarget, Discard, KeyPlace, Nats, NatsInput, NatsTarget, Retention, Storage, Stream,
+    TopicsAre,
+};
 
 objects! {
     /// A pipeline file: one event chain.
@@ -182,16 +185,16 @@ objects! {
     }
     later {}
 
-    /// A topic to create when it is missing. One that exists is left as it is.
+    /// A topic to create when it is missing. One that exists is left as it is. On a connection to NATS it is a stream of that name, with `-` for `.`, that stores the subject of that name.
     struct Topic {
-        /// The number of partitions.
+        /// The number of partitions. A stream of NATS has none.
         partitions: Whole<1, 100_000> = required,
         /// The replication factor.
         replication: Whole<1, 100> = optional("the broker's default"),
         /// Topic settings, such as `retention.ms`.
         settings: Map<SettingKey, Text> = default("{}"),
         /// The connection.
-        connection: ConnectionName = optional("the only connection"),
+        connection: ConnectionName = optional("the only connection; of several, the only one to Kafka"),
     }
     later {}
 
@@ -229,15 +232,25 @@ objects! {
     }
     later {}
 
-    /// Where events come from: either `kafka` or `nats`.
+    /// Where events come from: `topics` of whatever broker the connection reaches, or what only one of them has: `kafka`, `nats` or `core_nats`.
     struct Input {
+        /// Topics. On a connection to NATS it is one: the stream of that name, with `-` for `.`, and in it the subject of that name; or, where the connection says `topics: core`, the subject alone.
+        topics: Vec<Item<TopicName>> = optional("`kafka`, `nats` or `core_nats`"),
+        /// With `topics`: the connection.
+        connection: ConnectionName = optional("the only connection"),
+        /// With `topics`: the consumer group; on NATS the durable consumer, with `-` for `.`, or the queue group.
+        group: GroupName = optional("`<chain>.<pipeline>`"),
+        /// With `topics`: where to begin where nothing is confirmed yet: `earliest`, `latest`, or a time in RFC 3339. Core NATS has only what comes.
+        start: Start = default("earliest"),
         /// A consumer group on Kafka topics.
-        kafka: KafkaInput = optional("`nats`"),
+        kafka: KafkaInput = optional("`topics`"),
         /// A durable consumer on a stream of NATS.
-        nats: NatsInput = optional("`kafka`"),
+        nats: NatsInput = optional("`topics`"),
+        /// Subjects of core NATS, which keeps nothing: at most once.
+        core_nats: CoreNatsInput = optional("`topics`"),
     }
     later {
-        "memory" => "write `kafka: { topics: [orders] }`: this version reads from Kafka and NATS only",
+        "memory" => "write `topics: [orders]`: this version reads from Kafka and NATS only",
     }
 
     /// A consumer group on Kafka topics.
@@ -292,15 +305,21 @@ objects! {
     }
     later {}
 
-    /// Where events go: either `kafka` or `nats`.
+    /// Where events go: a `topic` of whatever broker the connection reaches, or what only one of them has: `kafka`, `nats` or `core_nats`.
     struct Target {
+        /// A topic. On a connection to NATS it is the subject of that name.
+        topic: TargetTopic = optional("`kafka`, `nats` or `core_nats`"),
+        /// With `topic`: the connection.
+        connection: ConnectionName = optional("the only connection"),
         /// A Kafka topic.
-        kafka: KafkaTarget = optional("`nats`"),
+        kafka: KafkaTarget = optional("`topic`"),
         /// A subject of NATS that a stream stores.
-        nats: NatsTarget = optional("`kafka`"),
+        nats: NatsTarget = optional("`topic`"),
+        /// A subject of core NATS, which keeps nothing: at most once.
+        core_nats: CoreNatsTarget = optional("`topic`"),
     }
     later {
-        "memory" => "write `kafka: { topic: payments }`: this version writes to Kafka and NATS only",
+        "memory" => "write `topic: payments`: this version writes to Kafka and NATS only",
     }
 
     /// A Kafka topic to write to.
@@ -317,7 +336,7 @@ objects! {
         /// How often and when a failed event is run again.
         retry: Retry = default("{}"),
         /// What happens when that is used up, or the event was rejected: `dead_letter`, `stop` or `drop`.
-        then: Then = optional("a dead letter to the topic `<chain>.<pipeline>.dead`, created with one partition when it is missing; for input from NATS to that subject, in the stream `<chain>-<pipeline>-dead`"),
+        then: Then = optional("a dead letter to the topic `<chain>.<pipeline>.dead`, created with one partition when it is missing; for input from NATS to that subject, in the stream `<chain>-<pipeline>-dead`; for core NATS to that subject alone"),
     }
     later {}
 
@@ -427,7 +446,7 @@ impl Read for Then {
             "stop" => Some(Then::Word(LastWord::Stop)),
             "drop" => Some(Then::Word(LastWord::Drop)),
             "dead_letter" => {
-                let help = "write `then: { dead_letter: { kafka: { topic: orders.dead } } }`, or leave `then` out";
+                let help = "write `then: { dead_letter: { topic: orders.dead } }`, or leave `then` out";
                 reader.malformed(node, &text, &Self::shape(), help);
                 None
             }

@@ -23,8 +23,8 @@ connections:
   main: { kafka: { brokers: [\"${KAFKA_BROKERS:-localhost:9092}\"] } }
 pipelines:
   copy:
-    from: { kafka: { topics: [orders] } }
-    to: { kafka: { topic: copies } }
+    from: { topics: [orders] }
+    to: { topic: copies }
 ```
 
 Rules

@@ -60,6 +60,8 @@ texts! {
     TargetSubject = "a subject", "payments";
     /// A durable consumer.
     DurableName = "the name of a durable consumer", "orders-payment";
+    /// A queue group.
+    QueueName = "the name of a queue group", "orders-payment";
     /// A header's name.
     HeaderText = "the name of a header", "subject";
     /// A value of a setting.

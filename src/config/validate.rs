@@ -3,7 +3,10 @@
 
 pub(crate) mod columnar;
 mod connection;
+mod core_nats;
+mod ends;
 pub(crate) mod foreign;
+mod kafka;
 pub(crate) mod librdkafka;
 mod names;
 mod nats;
@@ -15,14 +18,13 @@ mod wiring;
 use std::collections::BTreeMap;
 
 use super::error::{Kind, Mistake, Span};
-use super::language::{Delivery, File, Function, LastWord, Order as OrderWord, Pipeline, Target, Then, WhenMissing};
+use super::language::{Delivery, File, Function, LastWord, Order as OrderWord, Pipeline, Then, WhenMissing};
 use super::read::Named;
 use super::scalar::Text;
 use super::units::{show_millis, show_size};
 use crate::spec;
 
-use nats::{Broker, Either};
-use wiring::{Place, Role, Wire, Wiring};
+use wiring::{Role, Wiring};
 
 /// What the file does not say itself.
 #[derive(Clone, Copy, Debug)]
@@ -68,14 +70,14 @@ impl Validator<'_> {
         let file = self.file;
         let name = self.name();
         let connections = self.connections();
-        let mut topics = self.topics();
-        let mut streams = self.streams();
+        let (mut topics, of_topics) = self.topics();
+        let mut streams = self.streams(of_topics);
         let listed = topics.len();
         let mut pipelines = Vec::new();
         let written = file.pipelines.value.as_ref().map_or(&[][..], |map| &map.entries);
         if file.pipelines.value.is_some() && written.is_empty() {
             let span = file.pipelines.span.clone();
-            let help = "add one: `copy: { from: { kafka: { topics: [orders] } }, to: { kafka: { topic: copies } } }`";
+            let help = "add one: `copy: { from: { topics: [orders] }, to: { topic: copies } }`";
             self.mistakes.push(Mistake::at(Kind::EmptyCollection, span, "there are no pipelines").help(help));
         }
         for (nth, pipeline) in written.iter().enumerate() {
@@ -140,27 +142,6 @@ impl Validator<'_> {
         }
     }
 
-    fn topics(&mut self) -> Vec<spec::TopicSpec> {
-        let mut topics = Vec::new();
-        for entry in self.file.topics.value.as_ref().map_or(&[][..], |map| &map.entries) {
-            let is_topic = self.checked(names::topic(&entry.name), &entry.span);
-            let Some(topic) = &entry.value else { continue };
-            let connection = self.connection_of(&topic.connection, Broker::Kafka);
-            let (true, Some(connection), Some(partitions)) = (is_topic, connection, topic.partitions.value) else {
-                continue;
-            };
-            self.place(&connection, &entry.name, &entry.span);
-            topics.push(spec::TopicSpec {
-                connection,
-                topic: entry.name.clone(),
-                partitions: i32::try_from(partitions.0).unwrap_or(i32::MAX),
-                replication: topic.replication.value.map(|count| i32::try_from(count.0).unwrap_or(i32::MAX)),
-                settings: texts(topic.settings.value.as_ref().map_or(&[][..], |map| &map.entries)),
-            });
-        }
-        topics
-    }
-
     fn place(&mut self, connection: &str, topic: &str, span: &Span) {
         self.places.topics.entry((connection.to_owned(), topic.to_owned())).or_insert_with(|| span.clone());
     }
@@ -174,9 +155,9 @@ impl Validator<'_> {
         let prefix = chain.map(|chain| format!("{chain}.{}", entry.name));
         let source = self.source(nth, pipeline, prefix.as_deref());
         let outputs = self.outputs(nth, entry, pipeline);
-        let dead_letter_home = source.as_ref().map(|source| source.connection().to_owned());
-        let on_error = self.on_error(nth, entry, pipeline, prefix.as_deref(), dead_letter_home);
-        let function = pipeline.function.value.as_ref().map(|function| self.function(pipeline, function));
+        let on_error = self.on_error(nth, entry, pipeline, prefix.as_deref(), source.as_ref());
+        let function =
+            pipeline.function.value.as_ref().map(|function| self.function(pipeline, function, source.as_ref()));
         let batch = pipeline.batch.value.as_ref()?;
         let lanes = pipeline.lanes.value.map_or(self.context.cores.clamp(1, 256), |lanes| lanes.0 as usize);
         let guarantee = pipeline.delivery.value.map(|delivery| match delivery {
@@ -213,57 +194,6 @@ impl Validator<'_> {
         named.then_some(spec)
     }
 
-    fn source(&mut self, nth: usize, pipeline: &Pipeline, prefix: Option<&str>) -> Option<spec::SourceSpec> {
-        let from = pipeline.from.value.as_ref()?;
-        let source = match self.either(&from.kafka, &from.nats, "`from`", "kafka: { topics: [orders] }")? {
-            Either::Kafka(source) => source,
-            Either::Nats(source) => return self.nats_source(nth, source, prefix),
-        };
-        let connection = self.connection_of(&source.connection, Broker::Kafka);
-        let group = match &source.group.value {
-            Some(group) => self.checked(names::group(&group.0), &source.group.span).then(|| group.0.clone()),
-            None if source.group.is_written() => None,
-            None => prefix.map(str::to_owned),
-        };
-        let instance = source.instance.value.as_ref();
-        let instance = instance.filter(|name| self.checked(names::instance(&name.0), &source.instance.span));
-        let mut topics: Vec<String> = Vec::new();
-        for item in source.topics.value.as_deref().unwrap_or(&[]) {
-            let topic = &item.value.0;
-            if !self.checked(names::topic(topic), &item.span) {
-                continue;
-            }
-            if topics.contains(topic) {
-                let message = format!("`{topic}` is listed twice");
-                let mistake = Mistake::at(Kind::DuplicateTopic, item.span.clone(), message);
-                self.mistakes.push(mistake.help("keep one of them"));
-                continue;
-            }
-            topics.push(topic.clone());
-            if let Some(connection) = &connection {
-                self.place(connection, topic, &item.span);
-                let cluster = self.cluster(connection);
-                self.wiring.wires.push(Wire {
-                    pipeline: nth,
-                    role: Role::Input { group: group.clone() },
-                    topic: Place { cluster, name: topic.clone(), subjects: None },
-                    span: item.span.clone(),
-                });
-            }
-        }
-        if let (Some(instance), Some(group)) = (instance, &group) {
-            self.wiring.members.push((nth, group.clone(), instance.0.clone(), source.instance.span.clone()));
-        }
-        (!topics.is_empty()).then_some(())?;
-        Some(spec::SourceSpec::Kafka(spec::KafkaSourceSpec {
-            connection: connection?,
-            topics,
-            group: group?,
-            instance: instance.map(|name| name.0.clone()),
-            start: source.start.value?.0,
-        }))
-    }
-
     fn outputs(&mut self, nth: usize, entry: &Named<Pipeline>, pipeline: &Pipeline) -> Option<Vec<spec::OutputSpec>> {
         let (to, outputs) = (&pipeline.to, &pipeline.outputs);
         match (&to.key, &outputs.key) {
@@ -277,7 +207,7 @@ impl Validator<'_> {
             }
             (None, None) => {
                 let message = format!("`{}` has neither `to` nor `outputs`", entry.name);
-                let help = "add `to: { kafka: { topic: payments } }`";
+                let help = "add `to: { topic: payments }`";
                 self.mistakes.push(Mistake::at(Kind::ToOrOutputs, entry.span.clone(), message).help(help));
             }
             _ => {}
@@ -307,34 +237,8 @@ impl Validator<'_> {
             1..=255 => return,
             _ => (Kind::OutOfBounds, format!("a pipeline has at most 255 outputs, but here are {count}")),
         };
-        let help = if count == 0 {
-            "add one: `approved: { kafka: { topic: payments } }`"
-        } else {
-            "split the pipeline in two"
-        };
+        let help = if count == 0 { "add one: `approved: { topic: payments }`" } else { "split the pipeline in two" };
         self.mistakes.push(Mistake::at(kind, span.clone(), message).help(help));
-    }
-
-    fn target(&mut self, nth: usize, target: &Target, role: Role) -> Option<spec::TargetSpec> {
-        let kafka = match self.either(&target.kafka, &target.nats, "the target", "kafka: { topic: payments }")? {
-            Either::Kafka(kafka) => kafka,
-            Either::Nats(nats) => return self.nats_target(nth, nats, role),
-        };
-        let connection = self.connection_of(&kafka.connection, Broker::Kafka);
-        let topic = &kafka.topic.value.as_ref()?.0;
-        let span = &kafka.topic.span;
-        if !self.checked(names::topic(topic).and_then(|()| names::writable(topic)), span) {
-            return None;
-        }
-        let connection = connection?;
-        self.place(&connection, topic, span);
-        self.wire(nth, &connection, topic, span, role);
-        Some(spec::TargetSpec::Kafka { connection, topic: topic.clone() })
-    }
-
-    fn wire(&mut self, pipeline: usize, connection: &str, topic: &str, span: &Span, role: Role) {
-        let topic = Place { cluster: self.cluster(connection), name: topic.to_owned(), subjects: None };
-        self.wiring.wires.push(Wire { pipeline, role, topic, span: span.clone() });
     }
 
     fn on_error(
@@ -343,7 +247,7 @@ impl Validator<'_> {
         entry: &Named<Pipeline>,
         pipeline: &Pipeline,
         prefix: Option<&str>,
-        home: Option<String>,
+        source: Option<&spec::SourceSpec>,
     ) -> Option<spec::OnErrorSpec> {
         let on_error = pipeline.on_error.value.as_ref()?;
         let mut when_missing = spec::WhenMissing::Stop;
@@ -359,7 +263,7 @@ impl Validator<'_> {
                 target.and_then(|target| self.target(nth, target, Role::DeadLetter)).map(spec::LastResort::DeadLetter)
             }
             None if on_error.then.is_written() => None,
-            None => self.default_dead_letter(nth, entry, prefix, home),
+            None => self.default_dead_letter(nth, entry, prefix, source),
         };
         let retry = on_error.retry.value.as_ref()?;
         let backoff = retry.backoff.value?;
@@ -372,30 +276,33 @@ impl Validator<'_> {
         Some(spec::OnErrorSpec { retry, then: then?, when_missing })
     }
 
+    /// Dead letters go where the input comes from.
     fn default_dead_letter(
         &mut self,
         nth: usize,
         entry: &Named<Pipeline>,
         prefix: Option<&str>,
-        home: Option<String>,
+        source: Option<&spec::SourceSpec>,
     ) -> Option<spec::LastResort> {
-        let topic = format!("{}.dead", prefix?);
-        let connection = home?;
+        let (topic, source) = (format!("{}.dead", prefix?), source?);
         if names::pipeline(&entry.name).is_err() {
             return None;
         }
-        if self.broker_of(&connection) == Some(Broker::Nats) {
-            return self.default_nats_dead_letter(nth, connection, topic, &entry.span);
-        }
-        if !self.checked(names::topic(&topic), &entry.span) {
-            return None;
-        }
-        self.place(&connection, &topic, &entry.span);
-        self.wire(nth, &connection, &topic, &entry.span, Role::DeadLetter);
-        Some(spec::LastResort::DeadLetter(spec::TargetSpec::Kafka { connection, topic }))
+        let (connection, span, role) = (Some(source.connection().to_owned()), &entry.span, Role::DeadLetter);
+        let target = match source {
+            spec::SourceSpec::Kafka(_) => self.kafka_topic(nth, connection, &topic, span, role),
+            spec::SourceSpec::Nats(_) => self.stored_subject(nth, connection, &topic, span, role),
+            spec::SourceSpec::CoreNats(_) => self.core_subject(nth, connection, &topic, span, role),
+        };
+        target.map(spec::LastResort::DeadLetter)
     }
 
-    fn function(&mut self, pipeline: &Pipeline, function: &Function) -> Option<spec::FunctionSpec> {
+    fn function(
+        &mut self,
+        pipeline: &Pipeline,
+        function: &Function,
+        source: Option<&spec::SourceSpec>,
+    ) -> Option<spec::FunctionSpec> {
         let digest = match &function.digest.value {
             None if function.digest.is_written() => return None,
             None => None,
@@ -408,7 +315,7 @@ impl Validator<'_> {
             },
         };
         let limits = function.limits.value.as_ref()?;
-        self.limits(pipeline, function);
+        self.limits(pipeline, function, source);
         // Memory comes in pages of WebAssembly.
         let memory = limits.memory.value?.bytes().next_multiple_of(64 * 1024);
         Some(spec::FunctionSpec {
@@ -424,12 +331,12 @@ impl Validator<'_> {
     }
 
     /// Limits against what surrounds the function.
-    fn limits(&mut self, pipeline: &Pipeline, function: &Function) {
+    fn limits(&mut self, pipeline: &Pipeline, function: &Function, source: Option<&spec::SourceSpec>) {
         let Some(limits) = &function.limits.value else { return };
         // NATS waits for as long as it is told that an event is worked on.
-        let waits = pipeline.from.value.as_ref().is_some_and(|from| from.nats.value.is_some());
-        if let Some(timeout) = limits.timeout.value.filter(|_| !waits) {
-            let (interval, connection) = self.poll_interval(pipeline);
+        let connection = source.and_then(spec::SourceSpec::kafka).map(|kafka| kafka.connection.as_str());
+        if let (Some(timeout), Some(connection)) = (limits.timeout.value, connection) {
+            let interval = self.poll_interval(connection);
             if timeout.0 >= interval {
                 let message = format!(
                     "the function may run for {}, but the broker gives a consumer up after {}",
@@ -480,7 +387,7 @@ fn default_dead_letter_topic(pipeline: &spec::PipelineSpec) -> Option<spec::Topi
             replication: None,
             settings: BTreeMap::new(),
         }),
-        spec::LastResort::DeadLetter(spec::TargetSpec::Nats { .. }) => None,
+        spec::LastResort::DeadLetter(spec::TargetSpec::Nats { .. } | spec::TargetSpec::CoreNats { .. }) => None,
         spec::LastResort::Stop | spec::LastResort::Drop => None,
     }
 }

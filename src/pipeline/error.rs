@@ -32,6 +32,11 @@ pub enum StartError {
     /// `until_caught_up` on a loop, which never is.
     #[error("--until-caught-up cannot end on a loop: {0}; run the chain without it")]
     Loop(String),
+    /// `until_caught_up` where there is no end to reach.
+    #[error(
+        "--until-caught-up has no end to reach: pipeline {0} reads core NATS, which keeps nothing; run the chain without it"
+    )]
+    NotKept(String),
 }
 
 /// Why a chain that ran has failed.

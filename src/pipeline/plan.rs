@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use crate::broker::kafka::{self, KafkaProducer, KafkaSink, KafkaSource};
-use crate::broker::nats::{self, NatsProducer, NatsSource};
+use crate::broker::nats::{self, CoreSource, NatsProducer, NatsSource, Origins};
 use crate::broker::{AnyDriver, AnyProducer, AnySink, AnySource, BrokerError, BrokerErrorKind};
 use crate::delivery::Tracker;
 use crate::event::{EventBatch, Outcome};
@@ -201,9 +201,13 @@ impl Plan {
             };
             producers.insert(name, producer);
         }
+        let life = format!("{:016x}", fastrand::u64(..));
         let sinks = self.sinks(|target, output| match &producers[target.connection()] {
             AnyProducer::Kafka(producer) => AnySink::Kafka(producer.sink(target.place())),
-            AnyProducer::Nats(producer) => AnySink::Nats(producer.sink(target.place(), self.sender(output, tracker))),
+            AnyProducer::Nats(producer) => AnySink::Nats(match target {
+                TargetSpec::CoreNats { subject, .. } => producer.core_sink(subject),
+                _ => producer.sink(target.place(), self.sender(output, tracker, &life)),
+            }),
         });
         let source = match (&self.spec.source, &self.connections[self.spec.source.connection()]) {
             (SourceSpec::Kafka(source), ConnectionSpec::Kafka(connection)) => {
@@ -212,18 +216,25 @@ impl Plan {
             (SourceSpec::Nats(source), ConnectionSpec::Nats(connection)) => {
                 AnySource::Nats(NatsSource::new(connection, source, &self.client))
             }
+            (SourceSpec::CoreNats(source), ConnectionSpec::Nats(connection)) => {
+                AnySource::CoreNats(CoreSource::new(connection, source, &self.client))
+            }
             _ => return Err(other_broker(self.spec.source.connection())),
         };
         Ok(Publishing { source, producers: producers.into_values().collect(), drivers, sinks })
     }
 
-    /// Who publishes on NATS to an output.
-    fn sender(&self, output: &str, tracker: &Arc<Tracker>) -> nats::Sender {
+    /// Who publishes on NATS to an output, in this life of the pipeline.
+    fn sender(&self, output: &str, tracker: &Arc<Tracker>, life: &str) -> nats::Sender {
         nats::Sender {
             pipeline: self.full_name.clone(),
             output: output.to_owned(),
             tracker: tracker.clone(),
-            reads_stream: matches!(self.spec.source, SourceSpec::Nats(_)),
+            origins: match self.spec.source {
+                SourceSpec::Kafka(_) => Origins::Partitions,
+                SourceSpec::Nats(_) => Origins::Stream,
+                SourceSpec::CoreNats(_) => Origins::Unkept(life.to_owned()),
+            },
         }
     }
 

@@ -39,6 +39,7 @@ impl<'a> Topology<'a> {
             let (what, name) = match &pipeline.source {
                 SourceSpec::Kafka(source) => ("topic", &source.group),
                 SourceSpec::Nats(source) => ("stream", &source.durable),
+                SourceSpec::CoreNats(source) => ("subject", &source.queue),
             };
             for place in pipeline.source.places() {
                 let group = (brokers(chain, pipeline.source.connection()), name, place);
@@ -85,10 +86,14 @@ fn upstreams(all: &[(&ChainSpec, &PipelineSpec)], chain: &ChainSpec, pipeline: &
     let feeds = |&(other, candidate): &(&ChainSpec, &PipelineSpec)| {
         let reaches = |target: &TargetSpec| match (&pipeline.source, target) {
             (SourceSpec::Kafka(source), TargetSpec::Kafka { topic, .. }) => source.topics.contains(topic),
-            (SourceSpec::Nats(source), TargetSpec::Nats { subject, .. }) => {
+            // A stream stores what is published in either way, and so does core NATS bring it.
+            (SourceSpec::Nats(source), TargetSpec::Nats { subject, .. } | TargetSpec::CoreNats { subject, .. }) => {
                 // The stream may be listed in the file of whoever writes to it.
                 let subjects = chain.subjects_of(source).or_else(|| other.subjects_of(source)).unwrap_or_default();
                 subjects.iter().any(|read| subjects_meet(read, subject))
+            }
+            (SourceSpec::CoreNats(source), TargetSpec::Nats { subject, .. } | TargetSpec::CoreNats { subject, .. }) => {
+                source.subjects.iter().any(|read| subjects_meet(read, subject))
             }
             _ => false,
         };
@@ -106,11 +111,17 @@ fn brokers<'a>(chain: &'a ChainSpec, connection: &str) -> &'a [String] {
 /// The streams of one connection: those to create when missing, and what pipelines use.
 pub fn streams_on<'a>(chain: &'a ChainSpec, connection: &str) -> (Vec<&'a StreamSpec>, Used<'a>) {
     let create = chain.streams.iter().filter(|stream| stream.connection == connection).collect();
-    let sources = chain.pipelines.iter().filter(|pipeline| pipeline.source.connection() == connection);
-    let streams: BTreeSet<&str> = sources.flat_map(|pipeline| pipeline.source.places()).map(String::as_str).collect();
-    let targets = chain.pipelines.iter().flat_map(PipelineSpec::targets);
-    let subjects: BTreeSet<&str> =
-        targets.filter(|target| target.connection() == connection).map(TargetSpec::place).collect();
+    let stream = |pipeline: &'a PipelineSpec| match &pipeline.source {
+        SourceSpec::Nats(source) if source.connection == connection => Some(source.stream.as_str()),
+        _ => None,
+    };
+    let streams: BTreeSet<&str> = chain.pipelines.iter().filter_map(stream).collect();
+    // Core NATS needs no stream.
+    let stored = |target: &'a TargetSpec| match target {
+        TargetSpec::Nats { connection: on, subject } if on == connection => Some(subject.as_str()),
+        _ => None,
+    };
+    let subjects: BTreeSet<&str> = chain.pipelines.iter().flat_map(PipelineSpec::targets).filter_map(stored).collect();
     (create, Used { streams: streams.into_iter().collect(), subjects: subjects.into_iter().collect() })
 }
 

@@ -64,6 +64,31 @@ pub struct StreamSpec {
     pub discard: Discard,
 }
 
+impl StreamSpec {
+    /// A stream with what holds where nothing else is written.
+    pub fn new(connection: &str, name: String, subjects: Vec<String>) -> Self {
+        Self {
+            connection: connection.to_owned(),
+            name,
+            subjects,
+            storage: Storage::File,
+            replicas: 1,
+            duplicate_window: Duration::from_secs(120),
+            retention: Retention::Limits,
+            max_age: None,
+            max_bytes: None,
+            max_messages: None,
+            max_message_bytes: None,
+            discard: Discard::Old,
+        }
+    }
+}
+
+/// The name that NATS takes for what has dots in its name elsewhere.
+pub fn without_dots(name: &str) -> String {
+    name.replace('.', "-")
+}
+
 /// Where a stream keeps its messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Storage {
@@ -108,6 +133,40 @@ pub struct NatsSourceSpec {
     pub start: StartOffset,
     /// How long a message may stay unacknowledged before the server delivers it again.
     pub ack_wait: Duration,
+    /// Where an event's key is.
+    pub key: NatsKey,
+    /// The header that tells an event's subject, when asked for.
+    pub subject_header: Option<String>,
+}
+
+/// How long a message may stay unacknowledged where nothing else is written.
+const ACK_WAIT: Duration = Duration::from_secs(30);
+
+impl NatsSourceSpec {
+    /// An input from this subject of a stream, with what holds where nothing else is written.
+    pub fn new(connection: &str, (stream, subject): (String, String), durable: String, start: StartOffset) -> Self {
+        Self {
+            connection: connection.to_owned(),
+            stream,
+            subjects: vec![subject],
+            durable,
+            start,
+            ack_wait: ACK_WAIT,
+            key: NatsKey::Header,
+            subject_header: None,
+        }
+    }
+}
+
+/// A queue group on subjects of core NATS: what is published while nobody reads is not kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CoreNatsSourceSpec {
+    /// The connection's name.
+    pub connection: String,
+    /// The subjects; never empty.
+    pub subjects: Vec<String>,
+    /// The queue group, whose members share the messages.
+    pub queue: String,
     /// Where an event's key is.
     pub key: NatsKey,
     /// The header that tells an event's subject, when asked for.

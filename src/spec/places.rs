@@ -27,7 +27,7 @@ impl SourceSpec {
     pub fn kafka(&self) -> Option<&KafkaSourceSpec> {
         match self {
             Self::Kafka(kafka) => Some(kafka),
-            Self::Nats(_) => None,
+            Self::Nats(_) | Self::CoreNats(_) => None,
         }
     }
 
@@ -36,14 +36,16 @@ impl SourceSpec {
         match self {
             Self::Kafka(kafka) => &kafka.connection,
             Self::Nats(nats) => &nats.connection,
+            Self::CoreNats(nats) => &nats.connection,
         }
     }
 
-    /// What is read, by name: topics, or the stream.
+    /// What is read, by name: topics, the stream, or subjects.
     pub fn places(&self) -> &[String] {
         match self {
             Self::Kafka(kafka) => &kafka.topics,
             Self::Nats(nats) => std::slice::from_ref(&nats.stream),
+            Self::CoreNats(nats) => &nats.subjects,
         }
     }
 }
@@ -52,7 +54,9 @@ impl TargetSpec {
     /// The connection's name.
     pub fn connection(&self) -> &str {
         match self {
-            Self::Kafka { connection, .. } | Self::Nats { connection, .. } => connection,
+            Self::Kafka { connection, .. } | Self::Nats { connection, .. } | Self::CoreNats { connection, .. } => {
+                connection
+            }
         }
     }
 
@@ -60,7 +64,7 @@ impl TargetSpec {
     pub fn place(&self) -> &str {
         match self {
             Self::Kafka { topic, .. } => topic,
-            Self::Nats { subject, .. } => subject,
+            Self::Nats { subject, .. } | Self::CoreNats { subject, .. } => subject,
         }
     }
 }

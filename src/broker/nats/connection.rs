@@ -73,6 +73,7 @@ impl Link {
                 }
             }
             Event::ServerError(ServerError::Other(words)) if words.to_lowercase().contains("permissions violation") => {
+                tracing::error!(target: "fluxmill::nats", "{}: what was tried is not permitted: {words}", self.address);
                 *self.denied.lock().unwrap_or_else(PoisonError::into_inner) = Some(words.clone());
             }
             Event::ServerError(error) => tracing::debug!(target: "fluxmill::nats", "{}: {error}", self.address),

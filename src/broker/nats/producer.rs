@@ -34,6 +34,8 @@ struct Outgoing {
     subject: String,
     headers: async_nats::HeaderMap,
     payload: bytes::Bytes,
+    /// Whether a stream stores it, and says so.
+    is_stored: bool,
     _room: [OwnedSemaphorePermit; 2],
 }
 
@@ -83,9 +85,15 @@ impl NatsProducer {
         (Self { shared, close, closed }, driver)
     }
 
-    /// A sink for a subject, in which `{key}` stands for the event's key.
+    /// A sink for a subject that a stream stores; `{key}` in it stands for the event's key.
     pub fn sink(&self, subject: &str, sender: Sender) -> NatsSink {
-        NatsSink { shared: Arc::clone(&self.shared), subject: subject.into(), sender: Arc::new(sender) }
+        NatsSink { shared: Arc::clone(&self.shared), subject: subject.into(), sender: Some(Arc::new(sender)) }
+    }
+
+    /// A sink for a subject of core NATS, in which `{key}` stands for the event's key. What is acknowledged was sent,
+    /// and nobody says whether it arrived.
+    pub fn core_sink(&self, subject: &str) -> NatsSink {
+        NatsSink { shared: Arc::clone(&self.shared), subject: subject.into(), sender: None }
     }
 
     /// Waits up to `timeout` until everything published is acknowledged, then closes; what was not is given up, and its
@@ -112,8 +120,20 @@ pub struct Sender {
     pub output: String,
     /// Where the events of a slot come from.
     pub tracker: Arc<Tracker>,
-    /// They come from a stream, which has no partitions.
-    pub reads_stream: bool,
+    /// What that is.
+    pub origins: Origins,
+}
+
+/// What the events come from that a pipeline publishes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origins {
+    /// Partitions of topics.
+    Partitions,
+    /// A stream, which has no partitions.
+    Stream,
+    /// Nothing keeps them, and their numbers begin anew each time that the pipeline does. This tells one time from the
+    /// others.
+    Unkept(String),
 }
 
 /// Publishes to one subject.
@@ -121,17 +141,34 @@ pub struct Sender {
 pub struct NatsSink {
     shared: Arc<Shared>,
     subject: Arc<str>,
-    sender: Arc<Sender>,
+    /// Without one it is core NATS.
+    sender: Option<Arc<Sender>>,
 }
 
 impl NatsSink {
+    /// The id of the event at `at`.
+    fn id(
+        &self,
+        numbered: &Numbered<'_>,
+        publication: &Publication,
+        at: usize,
+        places: &mut BTreeMap<Slot, Option<String>>,
+    ) -> Option<String> {
+        let sender = self.sender.as_deref()?;
+        let origin = publication.input.origin(publication.cause(at) as usize);
+        let place = places.entry(origin.slot).or_insert_with(|| sender.place(origin.slot));
+        place.as_deref().map(|place| numbered.id(place, origin.offset, at, sender))
+    }
+}
+
+impl Sender {
     /// Where the events of a slot come from, as a message's id begins.
-    fn place<'p>(&self, places: &'p mut BTreeMap<Slot, Option<String>>, slot: Slot) -> Option<&'p str> {
-        let name = |TopicPartition { topic, partition }: TopicPartition| match self.sender.reads_stream {
-            true => topic.to_string(),
-            false => format!("{topic}:{partition}"),
-        };
-        places.entry(slot).or_insert_with(|| self.sender.tracker.origin(slot).map(name)).as_deref()
+    fn place(&self, slot: Slot) -> Option<String> {
+        self.tracker.origin(slot).map(|TopicPartition { topic, partition }| match &self.origins {
+            Origins::Partitions => format!("{topic}:{partition}"),
+            Origins::Stream => topic.to_string(),
+            Origins::Unkept(life) => life.clone(),
+        })
     }
 }
 
@@ -144,9 +181,7 @@ impl Sink for NatsSink {
         let numbered = Numbered::of(&publication);
         let mut places = BTreeMap::new();
         for at in 0..publication.len() {
-            let origin = publication.input.origin(publication.cause(at) as usize);
-            let place = self.place(&mut places, origin.slot);
-            let id = place.map(|place| numbered.id(place, origin.offset, at, &self.sender));
+            let id = self.id(&numbered, &publication, at, &mut places);
             let number = u32::try_from(at).unwrap_or(u32::MAX);
             let made = message::make(&self.subject, &publication.event(at), id, largest);
             let (subject, headers, payload, bytes) = match made {
@@ -165,7 +200,8 @@ impl Sink for NatsSink {
                 return Err(broken());
             };
             let room = [one, size];
-            let outgoing = Outgoing { work: Arc::clone(&work), at: number, subject, headers, payload, _room: room };
+            let (work, is_stored) = (Arc::clone(&work), self.sender.is_some());
+            let outgoing = Outgoing { work, at: number, subject, headers, payload, is_stored, _room: room };
             if self.shared.queue.send(outgoing).await.is_err() {
                 return Err(broken());
             }

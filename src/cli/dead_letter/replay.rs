@@ -142,7 +142,7 @@ impl Args {
     ) -> Result<(PipelineSpec, Option<BTreeMap<String, u8>>), String> {
         let mut spec = topic.pipeline.clone();
         let (Some(home), false) =
-            (topic.home, topic.pipeline.targets().any(|to| matches!(to, TargetSpec::Nats { .. })))
+            (topic.home, topic.pipeline.targets().any(|to| !matches!(to, TargetSpec::Kafka { .. })))
         else {
             let name = &spec.name;
             return Err(format!(

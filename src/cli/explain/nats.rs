@@ -5,23 +5,36 @@ use std::fmt::Write as _;
 use super::{line, start, trusts};
 use crate::config::{show_duration, show_size};
 use crate::spec::{
-    Discard, NatsAuth, NatsConnection, NatsKey, NatsSourceSpec, PipelineSpec, Retention, SourceSpec, Storage,
-    StreamSpec, TargetSpec,
+    CoreNatsSourceSpec, Discard, NatsAuth, NatsConnection, NatsKey, NatsSourceSpec, PipelineSpec, Retention,
+    SourceSpec, Storage, StreamSpec, TargetSpec,
 };
 
-pub(super) const FROM_NATS: &str = "  guarantee: at least once
+const FROM_NATS: &str = "  guarantee: at least once
   A crash loses nothing: a message is acknowledged only when every event up to it was published and acknowledged,
   dropped by the function, or ended as below. Events after the last acknowledgement are run again. A stop that drains
   in time repeats none.
 ";
-pub(super) const TO_NATS: &str =
+const TO_NATS: &str =
     "  To NATS it is effectively once, as long as the stream's duplicate window covers the time between an event's two
   publications, and functions make the same of the same event: each message has an id made of where its event came
   from, and the server drops what it knows. The ids of a longer outage are forgotten, and its events are doubled.
   Readers see events as soon as they are published. After an outage of the server, or when its stream was full, a newer
   event may stand in front of an older one of its key.
 ";
-pub(super) const BY_STREAM: &str =
+const FROM_CORE: &str = "  guarantee: AT MOST ONCE
+  Core NATS keeps nothing: what is published while no process of the queue group reads is lost, and so is what a
+  process has taken when it crashes, and what comes faster than it is processed. A stop that drains in time loses
+  nothing of what had come.
+";
+const TO_CORE: &str =
+    "  To core NATS it is AT MOST ONCE: who listens at that moment has it, and nobody acknowledges it. What is on its way
+  when the connection breaks is lost.
+";
+const BY_SUBJECT: &str =
+    "  Order: events are run and published in the order in which they come, one batch at a time: by one lane, whatever
+  `lanes` says. Processes of one queue group share them in no order.
+";
+const BY_STREAM: &str =
     "  Order: events of the stream are run and published in order, one batch at a time: by one lane, whatever `lanes`
   says. An event that waits for its retry holds those behind it.
 ";
@@ -82,22 +95,45 @@ pub(super) fn source(out: &mut String, source: &NatsSourceSpec) {
     line(out, "start", start(source.start, "the durable consumer is created"));
     let wait = show_duration(source.ack_wait);
     line(out, "ack wait", format!("{wait}; what is being worked on is kept from being delivered again"));
-    let key = match source.key {
+    key_and_subject(out, source.key, source.subject_header.as_deref());
+}
+
+pub(super) fn core_source(out: &mut String, source: &CoreNatsSourceSpec) {
+    let subjects = source.subjects.join(", ");
+    line(out, "from", format!("core NATS, {subjects} on {}, queue group {}", source.connection, source.queue));
+    key_and_subject(out, source.key, source.subject_header.as_deref());
+}
+
+fn key_and_subject(out: &mut String, key: NatsKey, header: Option<&str>) {
+    let key = match key {
         NatsKey::Header => "the header Fluxmill-Key; without it there is none",
         NatsKey::LastToken => "the header Fluxmill-Key, or else the last token of the subject",
     };
     line(out, "key", key);
-    if let Some(header) = &source.subject_header {
+    if let Some(header) = header {
         line(out, "subject", format!("in the header {header}"));
     }
 }
 
-/// Whether anything of a pipeline goes to NATS.
-pub(super) fn publishes(pipeline: &PipelineSpec) -> bool {
-    pipeline.targets().any(|target| matches!(target, TargetSpec::Nats { .. }))
+/// What is promised of what goes to NATS, if anything does.
+pub(super) fn publishes(pipeline: &PipelineSpec) -> String {
+    let mut text = String::new();
+    // What nothing keeps is never published again.
+    let again = !matches!(pipeline.source, SourceSpec::CoreNats(_));
+    if again && pipeline.targets().any(|target| matches!(target, TargetSpec::Nats { .. })) {
+        text += TO_NATS;
+    }
+    if pipeline.targets().any(|target| matches!(target, TargetSpec::CoreNats { .. })) {
+        text += TO_CORE;
+    }
+    text
 }
 
-/// Whether it comes from there.
-pub(super) fn reads(pipeline: &PipelineSpec) -> bool {
-    matches!(pipeline.source, SourceSpec::Nats(_))
+/// What is promised of an input from NATS, and what keeps its order; none for another input.
+pub(super) fn reads(pipeline: &PipelineSpec) -> Option<(&'static str, &'static str)> {
+    match &pipeline.source {
+        SourceSpec::Kafka(_) => None,
+        SourceSpec::Nats(_) => Some((FROM_NATS, BY_STREAM)),
+        SourceSpec::CoreNats(_) => Some((FROM_CORE, BY_SUBJECT)),
+    }
 }

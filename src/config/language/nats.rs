@@ -2,8 +2,8 @@
 
 use super::super::read::{Field, Item, Read, Reader};
 use super::super::scalar::{
-    ConnectionName, DurableName, HeaderText, Millis, SecretValue, Server, Size, Start, StreamName, SubjectFilter,
-    TargetSubject, UserName, Whole,
+    ConnectionName, DurableName, HeaderText, Millis, QueueName, SecretValue, Server, Size, Start, StreamName,
+    SubjectFilter, TargetSubject, UserName, Whole,
 };
 use super::super::shape::{FieldShape, Need, Object, Shape, Word};
 use super::super::tree::Node;
@@ -26,6 +26,8 @@ objects! {
         nkey: SecretValue = optional("none"),
         /// What `nsc` writes for a user, a JWT and the seed of its key: `{ file: path }`. It is never printed.
         credentials: SecretValue = optional("none"),
+        /// What `topics` and `topic` without `nats` are on this connection.
+        topics: TopicsAre = default("streams"),
     }
     later {}
 
@@ -75,10 +77,31 @@ objects! {
         /// A header to add to each event, with the subject that it was published to.
         subject_header: HeaderText = optional("none"),
     }
-    later {
-        "queue" => "write `stream: ORDERS`: this version reads streams of JetStream, not core NATS",
-        "subject" => "write `stream: ORDERS`, and `subjects: [orders.>]` for a part of it: this version reads streams of JetStream, not core NATS",
+    later {}
+
+    /// Subjects of core NATS. Nothing is kept: what is published while nobody reads, and what a process has taken when it crashes, is lost.
+    struct CoreNatsInput {
+        /// The connection.
+        connection: ConnectionName = optional("the only connection to NATS"),
+        /// The subjects, with wildcards or without.
+        subjects: Vec<Item<SubjectFilter>> = required,
+        /// The queue group. All processes with the same one share the messages.
+        queue: QueueName = optional("`<chain>-<pipeline>`, with `-` for `.`"),
+        /// Where the key of an event is.
+        key: KeyPlace = default("header"),
+        /// A header to add to each event, with the subject that it was published to.
+        subject_header: HeaderText = optional("none"),
     }
+    later {}
+
+    /// A subject of core NATS to write to. Whoever listens has it; nobody keeps it.
+    struct CoreNatsTarget {
+        /// The subject. `{key}` in it stands for the event's key, as one token.
+        subject: TargetSubject = required,
+        /// The connection.
+        connection: ConnectionName = optional("the only connection to NATS"),
+    }
+    later {}
 
     /// A subject of NATS to write to. A stream must store it.
     struct NatsTarget {
@@ -117,6 +140,15 @@ words! {
         Old = "old",
         /// nothing: whoever publishes waits for room
         New = "new",
+    }
+    later {}
+
+    /// What a topic is on a connection to NATS.
+    enum TopicsAre {
+        /// a stream and the subject that it stores
+        Streams = "streams",
+        /// a subject of core NATS, which keeps nothing
+        Core = "core",
     }
     later {}
 

@@ -6,7 +6,7 @@ use super::nats::{Broker, Either};
 use super::properties::Written;
 use super::{Validator, columnar, names, properties, texts, together};
 use crate::config::error::{Kind, Mistake, Span};
-use crate::config::language::{Client, Kafka, Mechanism, Pipeline, Sasl, Tls};
+use crate::config::language::{Client, Connection, Kafka, Mechanism, Sasl, Tls};
 use crate::config::read::{Field, Named};
 use crate::config::scalar::{ConnectionName, PemFile, Text};
 use crate::spec::{ConnectionSpec, KafkaClient, KafkaConnection, SaslMechanism, SaslSpec, TlsSpec, TokenSource};
@@ -178,18 +178,18 @@ impl Validator<'_> {
         TlsSpec { ca: path(&tls.ca), certificate: path(certificate), key: path(key) }
     }
 
-    /// The connection that is meant, written or not.
-    pub(super) fn connection_of(&mut self, field: &Field<ConnectionName>, broker: Broker) -> Option<String> {
+    /// The connection that is meant, written or not; to this broker, or to any.
+    pub(super) fn connection_of(&mut self, field: &Field<ConnectionName>, broker: Option<Broker>) -> Option<String> {
         let all = self.file.connections.value.as_ref().map_or(&[][..], |map| &map.entries);
         // One that does not say it right may be meant.
-        let fits = |name: &str| self.broker_of(name).is_none_or(|of| of == broker);
+        let fits = |name: &str| broker.is_none() || self.broker_of(name).is_none_or(|of| Some(of) == broker);
         let known: Vec<_> = all.iter().filter(|entry| fits(&entry.name)).collect();
         let names = || known.iter().map(|entry| entry.name.as_str());
         if let Some(name) = &field.value {
             if names().any(|known| known == name.0) {
                 return Some(name.0.clone());
             }
-            if let Some(other) = self.broker_of(&name.0) {
+            if let (Some(other), Some(broker)) = (self.broker_of(&name.0), broker) {
                 let (other, broker) = (other.name(), broker.name());
                 let message = format!("connection `{}` reaches {other}, not {broker}", name.0.escape_debug());
                 let help = if known.is_empty() {
@@ -214,9 +214,11 @@ impl Validator<'_> {
         if field.is_written() {
             return None;
         }
-        match known.as_slice() {
-            [] if all.is_empty() => None,
-            [] => {
+        match (known.as_slice(), broker) {
+            // That there are none was said.
+            ([], _) if all.is_empty() => None,
+            ([], None) => None,
+            ([], Some(broker)) => {
                 let message = format!("there is no connection to {}", broker.name());
                 let help = match broker {
                     Broker::Kafka => "add one: `connections: { main: { kafka: { brokers: [\"localhost:9092\"] } } }`",
@@ -227,7 +229,7 @@ impl Validator<'_> {
                 self.mistakes.push(Mistake::at(Kind::UnknownConnection, field.span.clone(), message).help(help));
                 None
             }
-            [only] => Some(only.name.clone()),
+            ([only], _) => Some(only.name.clone()),
             _ => {
                 let message = "there are several connections, and none is chosen here";
                 let help =
@@ -238,24 +240,24 @@ impl Validator<'_> {
         }
     }
 
-    /// How long the broker waits for the pipeline's consumer, and the connection that says so.
-    pub(super) fn poll_interval(&self, pipeline: &Pipeline) -> (u64, String) {
-        let source = pipeline.from.value.as_ref().and_then(|from| from.kafka.value.as_ref());
-        let name = source.and_then(|source| source.connection.value.as_ref()).map(|name| name.0.as_str());
-        let known = self.file.connections.value.as_ref().map_or(&[][..], |map| &map.entries);
-        let entry = known.iter().find(|entry| name.is_none_or(|name| name == entry.name));
-        let kafka = entry.and_then(|entry| entry.value.as_ref()?.kafka.value.as_ref());
+    /// How long the broker waits for a consumer on this connection, in milliseconds.
+    pub(super) fn poll_interval(&self, connection: &str) -> u64 {
+        let kafka = self.connection(connection).and_then(|connection| connection.kafka.value.as_ref());
         let properties = kafka.and_then(|kafka| kafka.properties.value.as_ref());
         let property = properties.and_then(|map| map.entries.iter().find(|entry| entry.name == "max.poll.interval.ms"));
         let written = property.and_then(|property| property.value.as_ref()?.0.parse().ok());
-        (written.unwrap_or(POLL_INTERVAL_DEFAULT), entry.map_or_else(String::new, |entry| entry.name.clone()))
+        written.unwrap_or(POLL_INTERVAL_DEFAULT)
+    }
+
+    /// What is written of a connection.
+    pub(super) fn connection(&self, name: &str) -> Option<&Connection> {
+        let known = self.file.connections.value.as_ref().map_or(&[][..], |map| &map.entries);
+        known.iter().find(|entry| entry.name == name)?.value.as_ref()
     }
 
     /// What tells clusters apart: connections to the same brokers reach the same topics.
     pub(super) fn cluster(&self, connection: &str) -> String {
-        let known = self.file.connections.value.as_ref().map_or(&[][..], |map| &map.entries);
-        let entry = known.iter().find(|entry| entry.name == connection);
-        let written = entry.and_then(|entry| entry.value.as_ref());
+        let written = self.connection(connection);
         let kafka = written.and_then(|written| written.kafka.value.as_ref()?.brokers.value.as_ref());
         let nats = written.and_then(|written| written.nats.value.as_ref()?.servers.value.as_ref());
         let addresses: Vec<&str> = match (kafka, nats) {

@@ -6,7 +6,7 @@ use super::{Validator, names};
 use crate::config::error::{Kind, Mistake, Span};
 use crate::config::language::{self, Discard, KeyPlace, Nats, NatsInput, NatsTarget, Retention, Storage};
 use crate::config::read::{Field, Item, Named};
-use crate::config::scalar::{SecretValue, SubjectFilter};
+use crate::config::scalar::{HeaderText, SecretValue, SubjectFilter};
 use crate::config::show_duration;
 use crate::spec::{self, NatsAuth, NatsConnection, TlsSpec, subjects_meet};
 
@@ -41,28 +41,39 @@ impl Validator<'_> {
         of: &str,
         sample: &str,
     ) -> Option<Either<'a, K, N>> {
-        match (&kafka.key, &nats.key) {
-            (None, None) => {
-                let message = format!("{of} names no broker");
-                let mistake = Mistake::at(Kind::OneBroker, kafka.span.clone(), message).label("in here");
-                self.mistakes.push(mistake.help(format!("write `{sample}`, or the same for `nats`")));
-            }
-            // Where both stand for a key that is mistaken, that was said.
-            (Some(one), Some(other)) if one != other => {
-                let message = format!("{of} names two brokers");
-                let mistake = Mistake::at(Kind::OneBroker, other.clone(), message).other(one.clone(), "and here");
-                self.mistakes.push(mistake.help("delete one of them"));
-                return None;
-            }
-            _ => {}
+        let none = (format!("{of} names no broker"), format!("write `{sample}`, or the same for `nats`"));
+        if !self.one_way([&kafka.key, &nats.key], &kafka.span, none, &format!("{of} names two brokers")) {
+            return None;
         }
         kafka.value.as_ref().map(Either::Kafka).or(nats.value.as_ref().map(Either::Nats))
     }
 
+    /// Whether one of these keys is written, at most. When there is none, the message and the help are `none`.
+    pub(super) fn one_way<const N: usize>(
+        &mut self,
+        keys: [&Option<Span>; N],
+        within: &Span,
+        (none, help): (String, String),
+        two: &str,
+    ) -> bool {
+        let mut written = keys.into_iter().flatten();
+        let Some(one) = written.next() else {
+            let mistake = Mistake::at(Kind::OneBroker, within.clone(), none).label("in here");
+            self.mistakes.push(mistake.help(help));
+            return false;
+        };
+        // Where both stand for a key that is mistaken, that was said.
+        if let Some(other) = written.find(|other| *other != one) {
+            let mistake = Mistake::at(Kind::OneBroker, other.clone(), two).other(one.clone(), "and here");
+            self.mistakes.push(mistake.help("delete one of them"));
+            return false;
+        }
+        true
+    }
+
     /// Which kind of broker a connection reaches, as far as it says.
     pub(super) fn broker_of(&self, name: &str) -> Option<Broker> {
-        let known = self.file.connections.value.as_ref().map_or(&[][..], |map| &map.entries);
-        let connection = known.iter().find(|entry| entry.name == name)?.value.as_ref()?;
+        let connection = self.connection(name)?;
         match (connection.kafka.is_written(), connection.nats.is_written()) {
             (true, false) => Some(Broker::Kafka),
             (false, true) => Some(Broker::Nats),
@@ -132,21 +143,31 @@ impl Validator<'_> {
         }
     }
 
-    pub(super) fn streams(&mut self) -> Vec<spec::StreamSpec> {
+    /// The streams that are listed, and these that stand for topics.
+    pub(super) fn streams(&mut self, of_topics: Vec<(spec::StreamSpec, Span)>) -> Vec<spec::StreamSpec> {
+        let written = self.file.streams.value.as_ref().map_or(&[][..], |map| &map.entries);
+        let listed = written.iter().map(|entry| (self.stream(entry), entry.span.clone())).collect::<Vec<_>>();
+        let listed = listed.into_iter().filter_map(|(stream, span)| Some((stream?, span)));
         let mut streams: Vec<(spec::StreamSpec, Span)> = Vec::new();
-        for entry in self.file.streams.value.as_ref().map_or(&[][..], |map| &map.entries) {
-            let Some(stream) = self.stream(entry) else { continue };
+        for (stream, span) in listed.chain(of_topics) {
             let meets = |other: &&(spec::StreamSpec, Span)| {
-                let subjects = &other.0.subjects;
-                let meet = |subject: &String| subjects.iter().any(|other| subjects_meet(other, subject));
-                other.0.connection == stream.connection && stream.subjects.iter().any(meet)
+                let meet = |subject: &String| other.0.subjects.iter().any(|other| subjects_meet(other, subject));
+                other.0.connection == stream.connection
+                    && (other.0.name == stream.name || stream.subjects.iter().any(meet))
             };
             if let Some((other, place)) = streams.iter().find(meets) {
-                let message = format!("streams `{}` and `{}` store the same subjects", other.name, stream.name);
-                let mistake = Mistake::at(Kind::StreamSettings, entry.span.clone(), message);
-                self.mistakes.push(mistake.other(place.clone(), "and here").help("a subject belongs to one stream"));
+                let (message, help) = if other.name == stream.name {
+                    let (one, two) = (other.subjects.join(", "), stream.subjects.join(", "));
+                    let message = format!("stream `{}` would be there twice: for `{one}` and for `{two}`", other.name);
+                    (message, "a stream's name has `-` where a topic's has `.`: write another name for one of them")
+                } else {
+                    let message = format!("streams `{}` and `{}` store the same subjects", other.name, stream.name);
+                    (message, "a subject belongs to one stream")
+                };
+                let mistake = Mistake::at(Kind::StreamSettings, span.clone(), message);
+                self.mistakes.push(mistake.other(place.clone(), "and here").help(help));
             }
-            streams.push((stream, entry.span.clone()));
+            streams.push((stream, span));
         }
         streams.into_iter().map(|(stream, _)| stream).collect()
     }
@@ -154,7 +175,7 @@ impl Validator<'_> {
     fn stream(&mut self, entry: &Named<language::Stream>) -> Option<spec::StreamSpec> {
         let named = self.checked(names::nats("a stream", &entry.name), &entry.span);
         let stream = entry.value.as_ref()?;
-        let connection = self.connection_of(&stream.connection, Broker::Nats);
+        let connection = self.connection_of(&stream.connection, Some(Broker::Nats));
         let subjects = self.filters(&stream.subjects);
         if let (Some(age), Some(window)) = (stream.max_age.value, stream.duplicate_window.value)
             && window.0 > age.0
@@ -197,7 +218,7 @@ impl Validator<'_> {
     }
 
     /// Subjects that are read or stored, each once.
-    fn filters(&mut self, field: &Field<Vec<Item<SubjectFilter>>>) -> Vec<String> {
+    pub(super) fn filters(&mut self, field: &Field<Vec<Item<SubjectFilter>>>) -> Vec<String> {
         let mut subjects: Vec<String> = Vec::new();
         for item in field.value.as_deref().unwrap_or(&[]) {
             let subject = &item.value.0;
@@ -221,33 +242,15 @@ impl Validator<'_> {
         input: &NatsInput,
         prefix: Option<&str>,
     ) -> Option<spec::SourceSpec> {
-        let connection = self.connection_of(&input.connection, Broker::Nats);
-        let durable = match &input.durable.value {
-            Some(durable) => {
-                let checked = names::nats("a durable consumer", &durable.0);
-                self.checked(checked, &input.durable.span).then(|| durable.0.clone())
-            }
-            None if input.durable.is_written() => None,
-            None => prefix.map(|prefix| prefix.replace('.', "-")),
-        };
-        let header = input.subject_header.value.as_ref();
-        let header = header.filter(|name| self.checked(names::header(&name.0), &input.subject_header.span));
+        let connection = self.connection_of(&input.connection, Some(Broker::Nats));
+        let durable = self.name_or_default("a durable consumer", &input.durable, |name| &name.0, prefix);
+        let header = self.subject_header(&input.subject_header);
         let subjects = self.filters(&input.subjects);
         let stream = &input.stream.value.as_ref()?.0;
         let span = &input.stream.span;
         let named = self.checked(names::nats("a stream", stream), span);
         let connection = connection?;
-        self.place(&connection, stream, span);
-        let listed = self.file.streams.value.as_ref().map_or(&[][..], |map| &map.entries);
-        let listed = listed.iter().find(|entry| entry.name == *stream).and_then(|entry| entry.value.as_ref());
-        let stored = listed.and_then(|listed| listed.subjects.value.as_ref());
-        let read = match (subjects.is_empty(), stored) {
-            (true, Some(stored)) => stored.iter().map(|item| item.value.0.clone()).collect(),
-            _ => subjects.clone(),
-        };
-        let place = Place { cluster: self.cluster(&connection), name: stream.clone(), subjects: Some(read) };
-        let role = Role::Input { group: durable.clone() };
-        self.wiring.wires.push(Wire { pipeline: nth, role, topic: place, span: span.clone() });
+        self.wire_stream(nth, &connection, stream, &subjects, durable.clone(), span);
         named.then_some(())?;
         Some(spec::SourceSpec::Nats(spec::NatsSourceSpec {
             connection,
@@ -256,46 +259,99 @@ impl Validator<'_> {
             durable: durable?,
             start: input.start.value?.0,
             ack_wait: input.ack_wait.value?.duration(),
-            key: match input.key.value? {
-                KeyPlace::Header => spec::NatsKey::Header,
-                KeyPlace::LastToken => spec::NatsKey::LastToken,
-            },
-            subject_header: header.map(|name| name.0.clone()),
+            key: key_place(input.key.value?),
+            subject_header: header,
         }))
     }
 
+    /// Notes that a pipeline reads a stream, or these subjects of it.
+    pub(super) fn wire_stream(
+        &mut self,
+        nth: usize,
+        connection: &str,
+        stream: &str,
+        subjects: &[String],
+        durable: Option<String>,
+        span: &Span,
+    ) {
+        self.place(connection, stream, span);
+        let listed = self.file.streams.value.as_ref().map_or(&[][..], |map| &map.entries);
+        let listed = listed.iter().find(|entry| entry.name == *stream).and_then(|entry| entry.value.as_ref());
+        let stored = listed.and_then(|listed| listed.subjects.value.as_ref());
+        let read = match (subjects.is_empty(), stored) {
+            (true, Some(stored)) => stored.iter().map(|item| item.value.0.clone()).collect(),
+            _ => subjects.to_vec(),
+        };
+        let topic = Place { cluster: self.cluster(connection), name: stream.to_owned(), subjects: Some(read) };
+        let role = Role::Input { group: durable };
+        self.wiring.wires.push(Wire { pipeline: nth, role, topic, span: span.clone() });
+    }
+
+    /// A name that NATS takes: as it is written, or chain and pipeline. `text` is the name that is written.
+    pub(super) fn name_or_default<T>(
+        &mut self,
+        of: &str,
+        written: &Field<T>,
+        text: impl Fn(&T) -> &str,
+        prefix: Option<&str>,
+    ) -> Option<String> {
+        match written.value.as_ref().map(text) {
+            Some(name) => self.checked(names::nats(of, name), &written.span).then(|| name.to_owned()),
+            None if written.is_written() => None,
+            None => prefix.map(spec::without_dots),
+        }
+    }
+
+    pub(super) fn subject_header(&mut self, written: &Field<HeaderText>) -> Option<String> {
+        let header = written.value.as_ref()?;
+        self.checked(names::header(&header.0), &written.span).then(|| header.0.clone())
+    }
+
     pub(super) fn nats_target(&mut self, nth: usize, target: &NatsTarget, role: Role) -> Option<spec::TargetSpec> {
-        let connection = self.connection_of(&target.connection, Broker::Nats);
+        let connection = self.connection_of(&target.connection, Some(Broker::Nats));
         let subject = &target.subject.value.as_ref()?.0;
-        let span = &target.subject.span;
+        self.stored_subject(nth, connection, subject, &target.subject.span, role)
+    }
+
+    /// A subject to write to that a stream stores.
+    pub(super) fn stored_subject(
+        &mut self,
+        nth: usize,
+        connection: Option<String>,
+        subject: &str,
+        span: &Span,
+        role: Role,
+    ) -> Option<spec::TargetSpec> {
+        let (connection, subject) = self.wire_subject(nth, connection, subject, span, role)?;
+        Some(spec::TargetSpec::Nats { connection, subject })
+    }
+
+    /// Notes that a pipeline writes to a subject, if it can.
+    pub(super) fn wire_subject(
+        &mut self,
+        pipeline: usize,
+        connection: Option<String>,
+        subject: &str,
+        span: &Span,
+        role: Role,
+    ) -> Option<(String, String)> {
         if !self.checked(names::subject(subject, Subject::Template), span) {
             return None;
         }
         let connection = connection?;
-        self.wire_subject(nth, &connection, subject, span, role);
-        Some(spec::TargetSpec::Nats { connection, subject: subject.clone() })
-    }
-
-    fn wire_subject(&mut self, pipeline: usize, connection: &str, subject: &str, span: &Span, role: Role) {
-        self.place(connection, subject, span);
-        let (cluster, subjects) = (self.cluster(connection), Some(vec![subject.to_owned()]));
+        self.place(&connection, subject, span);
+        let (cluster, subjects) = (self.cluster(&connection), Some(vec![subject.to_owned()]));
         let topic = Place { cluster, name: subject.to_owned(), subjects };
         self.wiring.wires.push(Wire { pipeline, role, topic, span: span.clone() });
+        Some((connection, subject.to_owned()))
     }
+}
 
-    /// The dead letters of a pipeline that reads from NATS, when nothing is said of them.
-    pub(super) fn default_nats_dead_letter(
-        &mut self,
-        nth: usize,
-        connection: String,
-        subject: String,
-        span: &Span,
-    ) -> Option<spec::LastResort> {
-        if !self.checked(names::subject(&subject, Subject::Template), span) {
-            return None;
-        }
-        self.wire_subject(nth, &connection, &subject, span, Role::DeadLetter);
-        Some(spec::LastResort::DeadLetter(spec::TargetSpec::Nats { connection, subject }))
+/// Where the key of an event is.
+pub(super) fn key_place(place: KeyPlace) -> spec::NatsKey {
+    match place {
+        KeyPlace::Header => spec::NatsKey::Header,
+        KeyPlace::LastToken => spec::NatsKey::LastToken,
     }
 }
 
@@ -310,18 +366,6 @@ pub(super) fn default_dead_letter_stream(
     let takes = |stream: &spec::StreamSpec| {
         stream.connection == *connection && stream.subjects.iter().any(|stored| subjects_meet(stored, subject))
     };
-    (!listed.iter().any(takes)).then(|| spec::StreamSpec {
-        connection: connection.clone(),
-        name: subject.replace('.', "-"),
-        subjects: vec![subject.clone()],
-        storage: spec::Storage::File,
-        replicas: 1,
-        duplicate_window: std::time::Duration::from_secs(120),
-        retention: spec::Retention::Limits,
-        max_age: None,
-        max_bytes: None,
-        max_messages: None,
-        max_message_bytes: None,
-        discard: spec::Discard::Old,
-    })
+    (!listed.iter().any(takes))
+        .then(|| spec::StreamSpec::new(connection, spec::without_dots(subject), vec![subject.clone()]))
 }

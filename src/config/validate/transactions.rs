@@ -4,9 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::config::error::{Kind, Mistake, Span};
 use crate::config::show_duration;
-use crate::spec::{
-    ColumnarSettings, ConnectionSpec, Guarantee, KafkaClient, LastResort, PipelineSpec, SourceSpec, TargetSpec,
-};
+use crate::spec::{ColumnarSettings, ConnectionSpec, Guarantee, KafkaClient, LastResort, PipelineSpec, TargetSpec};
 
 /// What a pipeline's `commit` asks for that its guarantee does not have. `max_events` is the place of that.
 pub(super) fn check_commit(pipeline: &PipelineSpec, max_events: &Span) -> Option<Mistake> {
@@ -60,7 +58,7 @@ pub(super) fn check(
     let or = "or write `delivery: at_least_once`";
     let home = pipeline.source.connection();
     let mut mistakes = Vec::new();
-    if matches!(pipeline.source, SourceSpec::Nats(_)) {
+    if pipeline.source.kafka().is_none() {
         let message = "`delivery: exactly_once` needs Kafka on both sides, but events come from NATS".to_owned();
         let help = "write `delivery: at_least_once`: with a `duplicate_window` that covers the longest outage, what NATS \
                     stores is effectively once";
@@ -73,7 +71,7 @@ pub(super) fn check(
     let outputs = pipeline.outputs.iter().map(|output| (format!("output `{}` goes", output.name), &output.target));
     for (what, target) in outputs.chain(dead) {
         let connection = target.connection();
-        if matches!(target, TargetSpec::Nats { .. }) {
+        if !matches!(target, TargetSpec::Kafka { .. }) {
             let message = format!("`delivery: exactly_once` needs Kafka on both sides, but {what} to NATS");
             mistakes.push(mistake(message).help("send it to Kafka, or write `delivery: at_least_once`"));
         } else if connection != home {

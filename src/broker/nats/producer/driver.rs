@@ -224,6 +224,7 @@ impl<'a> Sending<'a> {
 
     /// Sends what is queued and what has to be sent again, as much as makes one run.
     async fn send(&mut self) -> Result<(), BrokerError> {
+        let mut unanswered = Vec::new();
         for _ in 0..if self.waits { TRIES } else { RUN_MAX } {
             if let Ok(outgoing) = self.queue.try_recv() {
                 self.window.push(outgoing);
@@ -232,13 +233,16 @@ impl<'a> Sending<'a> {
                 self.heard = Instant::now();
             }
             let Some((number, outgoing)) = self.window.next() else { break };
-            let sent = self.connection.client.publish_with_reply_and_headers(
-                outgoing.subject.clone(),
-                format!("{}.{number}", self.inbox),
-                outgoing.headers.clone(),
-                outgoing.payload.clone(),
-            );
-            match sent.await {
+            let (client, subject) = (&self.connection.client, outgoing.subject.clone());
+            let (headers, payload) = (outgoing.headers.clone(), outgoing.payload.clone());
+            let sent = if outgoing.is_stored {
+                let reply = format!("{}.{number}", self.inbox);
+                client.publish_with_reply_and_headers(subject, reply, headers, payload).await
+            } else {
+                unanswered.push(number);
+                client.publish_with_headers(subject, headers, payload).await
+            };
+            match sent {
                 Ok(()) => {}
                 // The server that it is connected to now takes less than the one before.
                 Err(error) if error.kind() == async_nats::client::PublishErrorKind::MaxPayloadExceeded => {
@@ -250,7 +254,19 @@ impl<'a> Sending<'a> {
                 }
             }
         }
+        if !unanswered.is_empty() && self.connection.client.flush().await.is_ok() {
+            // Nobody will say more of them than that the system took them.
+            for number in unanswered {
+                self.end(number);
+            }
+        }
         Ok(())
+    }
+
+    fn end(&mut self, number: u64) {
+        if let Some(outgoing) = self.window.end(number) {
+            outgoing.work.acknowledge(1);
+        }
     }
 
     /// From the first that is not acknowledged on, everything is sent again after a pause.
@@ -274,9 +290,7 @@ impl<'a> Sending<'a> {
         self.heard = Instant::now();
         match verdict(answer) {
             Verdict::Stored => {
-                if let Some(outgoing) = self.window.end(number) {
-                    outgoing.work.acknowledge(1);
-                }
+                self.end(number);
                 self.missing_since = None;
                 if std::mem::take(&mut self.waits) {
                     tracing::debug!(target: "fluxmill::nats", "{}: takes messages again", self.connection.address);

@@ -1,16 +1,15 @@
 //! Messages that were delivered: in which order they are taken, which are dropped, and how they are acknowledged.
 
-use std::borrow::Cow;
 use std::collections::{BTreeMap, VecDeque};
 
 use async_nats::Message;
 
 use crate::broker::nats::consumer::Delivered;
-use crate::broker::nats::mapping::{decode, last_token};
+use crate::broker::nats::row::append;
 use crate::delivery::Slot;
 use crate::event::Origin;
 use crate::intake::Lanes;
-use crate::spec::{NatsKey, NatsSourceSpec};
+use crate::spec::NatsSourceSpec;
 
 /// Messages that may wait for their lanes.
 const WAITING_MAX: usize = 4_000;
@@ -85,21 +84,9 @@ impl<'a> Received<'a> {
         }
         let mut run = lanes.run(0);
         while let Some((message, delivered)) = self.waiting.front() {
-            let headers = message.headers.as_ref();
-            let mut decoded = headers.map(decode).unwrap_or_default();
-            if let Some(name) = &self.spec.subject_header {
-                let subject = Cow::Borrowed(message.subject.as_bytes());
-                decoded.headers.push((Cow::Borrowed(name.as_bytes()), Some(subject)));
-            }
-            let key = match (decoded.key, self.spec.key) {
-                (None, NatsKey::LastToken) => Some(Cow::Owned(last_token(&message.subject))),
-                (key, _) => key,
-            };
-            let value = (!decoded.is_tombstone).then_some(&*message.payload);
             let offset = i64::try_from(delivered.stream).unwrap_or(i64::MAX);
-            let timestamp = decoded.timestamp.unwrap_or(delivered.timestamp);
-            let headers = decoded.headers.iter().map(|(name, value)| (&**name, value.as_deref()));
-            if run.append(Origin { slot, offset }, key.as_deref(), value, timestamp, headers).is_err() {
+            let reading = (self.spec.key, self.spec.subject_header.as_deref());
+            if append(&mut run, Origin { slot, offset }, message, delivered.timestamp, reading).is_err() {
                 return;
             }
             self.waiting.pop_front();

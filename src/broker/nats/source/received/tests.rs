@@ -3,6 +3,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
+use crate::spec::NatsKey;
 use crate::spec::StartOffset;
 
 fn spec() -> NatsSourceSpec {
