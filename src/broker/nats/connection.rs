@@ -117,7 +117,16 @@ impl Connection {
                 async {}
             });
         let action = format!("connect to {address}");
-        let connected = tokio::time::timeout(CONNECT_TIMEOUT, options.connect(connection.servers.as_slice())).await;
+        let connect = async {
+            let client = options.connect(connection.servers.as_slice()).await?;
+            // The client tells of its first connection by an event, too, some time later: whoever took that for another
+            // connection would send again what is on its way.
+            while link.epoch() == Some(0) {
+                link.changed().await;
+            }
+            Ok::<_, async_nats::ConnectError>(client)
+        };
+        let connected = tokio::time::timeout(CONNECT_TIMEOUT, connect).await;
         let client = match connected {
             Ok(Ok(client)) => client,
             Ok(Err(error)) => {
