@@ -2,6 +2,7 @@
 
 mod any;
 pub mod kafka;
+pub mod memory;
 pub mod nats;
 mod pending;
 

@@ -94,6 +94,7 @@ pub async fn run(options: &Options, screen: Option<&Screen>, stop: CancellationT
         drain_timeout: DRAIN_TIMEOUT,
         cache: EngineOptions::default_cache(),
         replay: None,
+        memory: None,
     };
     let chain_stop = CancellationToken::new();
     let mut running = pipeline::start(std::slice::from_ref(&chain), &run, chain_stop.clone()).await?;

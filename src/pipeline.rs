@@ -4,6 +4,7 @@
 mod dead_letter;
 mod error;
 mod lane;
+mod memory;
 mod plan;
 mod replay;
 mod route;
@@ -20,6 +21,7 @@ use tokio::sync::oneshot;
 use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
+use crate::broker::memory::MemoryBroker;
 use crate::broker::{
     AnyDriver, AnyProducer, AnySink, BrokerError, BrokerErrorKind, Source, SourceContext, SourceEnd, kafka, nats,
 };
@@ -62,6 +64,8 @@ pub struct RunOptions {
     pub cache: Option<PathBuf>,
     /// What the pipelines read are dead letters, and the events of these are what they run.
     pub replay: Option<Arc<Replay>>,
+    /// Where the topics of all connections to Kafka are, instead of on their brokers, which are not connected to.
+    pub memory: Option<MemoryBroker>,
 }
 
 /// A running chain.
@@ -100,7 +104,10 @@ pub async fn start(chains: &[ChainSpec], options: &RunOptions, stop: Cancellatio
     for (chain, pipeline) in topology.pipelines() {
         functions.push(load(chain, pipeline, engine.as_ref()).await?.map(Arc::new));
     }
-    prepare_topics(chains).await?;
+    match &options.memory {
+        Some(memory) => memory::prepare(memory, chains).map_err(StartError::Broker)?,
+        None => prepare_topics(chains).await?,
+    }
     let mut plans = Vec::new();
     for ((chain, spec), function) in topology.pipelines().zip(functions) {
         let plan = Plan::new(chain, spec, function, options, stop.clone());
@@ -185,7 +192,10 @@ async fn run(plan: Plan, first: Built, caught_up: Option<Vec<CancellationToken>>
         rebuilds += u32::from(letters.is_none());
         let ready = async {
             match letters {
-                Some((connection, target)) => come_back(connection, target).await,
+                Some((connection, target)) => match plan.memory() {
+                    Some(memory) => memory::come_back(memory, target, COME_BACK_PAUSE).await,
+                    None => come_back(connection, target).await,
+                },
                 None => tokio::time::sleep(pause).await,
             }
         };

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::kafka::{Driver, KafkaProducer, KafkaSink, KafkaSource};
+use super::memory::{MemoryProducer, MemorySink, MemorySource};
 use super::nats::{CoreSource, NatsDriver, NatsProducer, NatsSink, NatsSource};
 use super::{Acknowledgement, BrokerError, Sink, Source, SourceContext, SourceEnd};
 use crate::event::Publication;
@@ -17,6 +18,8 @@ pub enum AnySource {
     Nats(NatsSource),
     /// Subjects of core NATS.
     CoreNats(CoreSource),
+    /// Topics in memory.
+    Memory(MemorySource),
 }
 
 impl Source for AnySource {
@@ -25,6 +28,7 @@ impl Source for AnySource {
             Self::Kafka(source) => source.run(context),
             Self::Nats(source) => source.run(context),
             Self::CoreNats(source) => source.run(context),
+            Self::Memory(source) => source.run(context),
         }
     }
 }
@@ -36,6 +40,8 @@ pub enum AnyProducer {
     Kafka(KafkaProducer),
     /// To NATS.
     Nats(NatsProducer),
+    /// In memory.
+    Memory(MemoryProducer),
 }
 
 impl AnyProducer {
@@ -45,11 +51,12 @@ impl AnyProducer {
         match self {
             Self::Kafka(producer) => producer.close(timeout).await,
             Self::Nats(producer) => producer.close(timeout).await,
+            Self::Memory(producer) => producer.close(timeout).await,
         }
     }
 }
 
-/// What must be run for a producer until that is closed.
+/// What must be run for a producer until that is closed. One in memory needs none.
 pub enum AnyDriver {
     /// Kafka's.
     Kafka(Box<Driver>),
@@ -74,6 +81,8 @@ pub enum AnySink {
     Kafka(KafkaSink),
     /// A subject of NATS.
     Nats(NatsSink),
+    /// A topic in memory.
+    Memory(MemorySink),
 }
 
 impl Sink for AnySink {
@@ -81,6 +90,7 @@ impl Sink for AnySink {
         match self {
             Self::Kafka(sink) => sink.publish(publication).await,
             Self::Nats(sink) => sink.publish(publication).await,
+            Self::Memory(sink) => sink.publish(publication).await,
         }
     }
 }

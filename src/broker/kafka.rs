@@ -33,6 +33,7 @@ use crate::spec::{DATA_PROPERTIES, KafkaClient, KafkaConnection, KafkaSourceSpec
 pub use either::{KafkaProducer, KafkaSink, KafkaSource, transactional};
 pub use group::GroupMetadata;
 pub use librdkafka::{LibrdkafkaProducer, LibrdkafkaSink};
+pub(in crate::broker) use wire::partition_of_key;
 pub use wire::{ColumnarSink, Driver, TransactionError, TransactionErrorKind, TransactionSpec, TransactionalProducer};
 
 /// Settings of every client; `properties:` may change them.

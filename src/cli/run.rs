@@ -61,6 +61,7 @@ impl Args {
             drain_timeout: self.drain_timeout,
             cache,
             replay: None,
+            memory: None,
         };
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the runtime")?;
         let code = runtime.block_on(run(&loaded, &options));

@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use crate::broker::kafka::{self, KafkaProducer, KafkaSink, KafkaSource};
+use crate::broker::memory::MemoryBroker;
 use crate::broker::nats::{self, CoreSource, NatsProducer, NatsSource, Origins};
 use crate::broker::{AnyDriver, AnyProducer, AnySink, AnySource, BrokerError, BrokerErrorKind};
 use crate::delivery::Tracker;
@@ -16,6 +17,7 @@ use crate::intake::{Bell, Intake, Lanes};
 use crate::pipeline::RunOptions;
 use crate::pipeline::dead_letter::Sender;
 use crate::pipeline::lane::{Lane, LastResort};
+use crate::pipeline::memory::not_in_memory;
 use crate::pipeline::replay::Replay;
 use crate::spec::{
     ChainSpec, CommitSpec, ConnectionSpec, Guarantee, KafkaConnection, KafkaSourceSpec, PipelineSpec, SourceSpec,
@@ -41,6 +43,8 @@ pub(super) struct Plan {
     pub(super) stop: CancellationToken,
     pub(super) drain_timeout: Duration,
     replay: Option<Arc<Replay>>,
+    /// Where the topics of Kafka are, when not on their brokers.
+    memory: Option<MemoryBroker>,
 }
 
 /// A pipeline that is ready to run.
@@ -132,7 +136,13 @@ impl Plan {
             stop,
             drain_timeout: options.drain_timeout,
             replay: options.replay.clone(),
+            memory: options.memory.clone(),
         }
+    }
+
+    /// Where the topics of Kafka are, when not on their brokers.
+    pub(super) fn memory(&self) -> Option<&MemoryBroker> {
+        self.memory.as_ref()
     }
 
     /// The pipeline's name.
@@ -186,14 +196,16 @@ impl Plan {
     async fn publishing(&self, tracker: &Arc<Tracker>) -> Result<Publishing, BrokerError> {
         let (mut producers, mut drivers) = (BTreeMap::new(), Vec::new());
         for (name, targets) in self.targets() {
-            let producer = match &self.connections[name] {
-                ConnectionSpec::Kafka(connection) => {
+            let producer = match (&self.connections[name], &self.memory) {
+                (ConnectionSpec::Kafka(_), Some(memory)) => AnyProducer::Memory(memory.producer()),
+                (ConnectionSpec::Nats(_), Some(_)) => return Err(not_in_memory("NATS", self.name())),
+                (ConnectionSpec::Kafka(connection), None) => {
                     let (producer, driver) =
                         KafkaProducer::connect(&fitting(connection, &targets).await, &self.client)?;
                     drivers.extend(driver.map(|driver| AnyDriver::Kafka(Box::new(driver))));
                     AnyProducer::Kafka(producer)
                 }
-                ConnectionSpec::Nats(connection) => {
+                (ConnectionSpec::Nats(connection), None) => {
                     let (producer, driver) = NatsProducer::new(connection, &self.client);
                     drivers.push(AnyDriver::Nats(Box::new(driver)));
                     AnyProducer::Nats(producer)
@@ -208,20 +220,30 @@ impl Plan {
                 TargetSpec::CoreNats { subject, .. } => producer.core_sink(subject),
                 _ => producer.sink(target.place(), self.sender(output, tracker, &life)),
             }),
+            AnyProducer::Memory(producer) => AnySink::Memory(producer.sink(target.place())),
         });
-        let source = match (&self.spec.source, &self.connections[self.spec.source.connection()]) {
-            (SourceSpec::Kafka(source), ConnectionSpec::Kafka(connection)) => {
+        let (source, producers) = (self.source()?, producers.into_values().collect());
+        Ok(Publishing { source, producers, drivers, sinks })
+    }
+
+    /// A source that commits by itself.
+    fn source(&self) -> Result<AnySource, BrokerError> {
+        Ok(match (&self.spec.source, &self.connections[self.spec.source.connection()], &self.memory) {
+            (SourceSpec::Kafka(source), ConnectionSpec::Kafka(_), Some(memory)) => {
+                AnySource::Memory(memory.source(source))
+            }
+            (_, ConnectionSpec::Nats(_), Some(_)) => return Err(not_in_memory("NATS", self.name())),
+            (SourceSpec::Kafka(source), ConnectionSpec::Kafka(connection), None) => {
                 AnySource::Kafka(KafkaSource::new(connection, source, &self.client)?)
             }
-            (SourceSpec::Nats(source), ConnectionSpec::Nats(connection)) => {
+            (SourceSpec::Nats(source), ConnectionSpec::Nats(connection), None) => {
                 AnySource::Nats(NatsSource::new(connection, source, &self.client))
             }
-            (SourceSpec::CoreNats(source), ConnectionSpec::Nats(connection)) => {
+            (SourceSpec::CoreNats(source), ConnectionSpec::Nats(connection), None) => {
                 AnySource::CoreNats(CoreSource::new(connection, source, &self.client))
             }
             _ => return Err(other_broker(self.spec.source.connection())),
-        };
-        Ok(Publishing { source, producers: producers.into_values().collect(), drivers, sinks })
+        })
     }
 
     /// Who publishes on NATS to an output, in this life of the pipeline.
@@ -251,6 +273,9 @@ impl Plan {
 
     /// The source's connection has one producer for everything, in whose transactions the source commits.
     async fn publishing_in_transactions(&self, source: &KafkaSourceSpec, id: &str) -> Result<Publishing, BrokerError> {
+        if self.memory.is_some() {
+            return Err(not_in_memory("`delivery: exactly_once`", self.name()));
+        }
         let ConnectionSpec::Kafka(home) = &self.connections[&source.connection] else {
             return Err(other_broker(&source.connection));
         };

@@ -21,6 +21,7 @@ use std::sync::Arc;
 use crate::broker::BrokerError;
 use crate::spec::{ColumnarSettings, KafkaConnection};
 
+pub(in crate::broker) use produce::partition_of_key;
 pub use produce::{ColumnarProducer, ColumnarSink, Driver};
 pub use produce::{TransactionError, TransactionErrorKind, TransactionSpec, TransactionalProducer};
 pub use source::ColumnarSource;

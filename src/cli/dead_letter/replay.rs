@@ -105,6 +105,7 @@ impl Args {
             drain_timeout: DRAIN_TIMEOUT,
             cache: EngineOptions::default_cache(),
             replay: Some(replay.clone()),
+            memory: None,
         };
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the runtime")?;
         let stop = CancellationToken::new();

@@ -30,6 +30,7 @@ use crate::event::Publication;
 use crate::spec::{ColumnarSettings, KafkaConnection};
 
 pub use self::driver::Driver;
+pub(in crate::broker) use self::partitioner::partition_of_key;
 pub use self::transaction::{TransactionError, TransactionErrorKind, TransactionSpec, TransactionalProducer};
 
 /// What is known of a topic that is published to.

@@ -12,7 +12,7 @@ impl Partitioner {
     /// The partition for an event, of `partitions`, at least one.
     pub(super) fn partition(&mut self, key: Option<&[u8]>, partitions: usize) -> usize {
         match key {
-            Some(key) => (murmur2(key) & 0x7fff_ffff) as usize % partitions,
+            Some(key) => partition_of_key(key, partitions),
             None => *self.sticky.get_or_insert_with(|| fastrand::usize(..partitions)),
         }
     }
@@ -23,6 +23,11 @@ impl Partitioner {
             self.sticky = None;
         }
     }
+}
+
+/// The partition of a key, of `partitions`, at least one.
+pub(in crate::broker) fn partition_of_key(key: &[u8], partitions: usize) -> usize {
+    (murmur2(key) & 0x7fff_ffff) as usize % partitions
 }
 
 /// MurmurHash2 as Kafka's `Utils.murmur2` has it.
