@@ -234,7 +234,7 @@ impl Case {
 }
 
 /// Why there is no Kafka on this machine, if there is none.
-fn no_kafka() -> Option<Missing> {
+pub(crate) fn no_kafka() -> Option<Missing> {
     kafka::class_path(Version::default()).err()
 }
 
@@ -289,9 +289,43 @@ impl Suite {
         missing: fn() -> Option<Missing>,
         test: fn(&Case) -> anyhow::Result<()>,
     ) {
+        let trial = self.trial(client, client.test(name), missing, test);
+        self.trials.push(trial);
+    }
+
+    /// Adds a test of a suite that gives its tests their names.
+    pub(crate) fn named(
+        &mut self,
+        kind: &str,
+        name: String,
+        missing: fn() -> Option<Missing>,
+        test: impl FnOnce(&Case) -> anyhow::Result<()> + Send + 'static,
+    ) {
+        let said = format!("{kind}: {name} ok");
+        let test = move |case: &Case| test(case).inspect(|()| println!("{said}"));
+        let trial = self.trial(KafkaClient::Default, name, missing, test).with_kind(kind);
+        self.trials.push(trial);
+    }
+
+    /// Adds a test of such a suite that does not apply here: it is shown as ignored, with the reason.
+    pub(crate) fn does_not_apply(&mut self, kind: &str, name: String, reason: &'static str) {
+        let said = format!("{kind}: {name} does not apply: {reason}");
+        let test = move || {
+            println!("{said}");
+            Ok(Completion::ignored_with(reason))
+        };
+        self.trials.push(Trial::ignorable_test(name, test).with_kind(kind));
+    }
+
+    fn trial(
+        &self,
+        client: KafkaClient,
+        name: String,
+        missing: fn() -> Option<Missing>,
+        test: impl FnOnce(&Case) -> anyhow::Result<()> + Send + 'static,
+    ) -> Trial {
         let brokers = Arc::clone(&self.brokers);
-        let name = client.test(name);
-        self.trials.push(Trial::ignorable_test(name.clone(), move || {
+        Trial::ignorable_test(name.clone(), move || {
             if let Some(missing) = missing() {
                 if std::env::var_os("FLUXMILL_REQUIRE_BROKERS").is_some_and(|value| value == "1") {
                     return Err(format!("FLUXMILL_REQUIRE_BROKERS=1, and: {}", missing.0).into());
@@ -307,7 +341,7 @@ impl Suite {
                 Ok(()) => Ok(Completion::Completed),
                 Err(error) => Err(case.failed(&error)),
             }
-        }));
+        })
     }
 
     /// Runs what the command line asks for, then ends the brokers.
