@@ -19,6 +19,8 @@ use world::{Needs, World};
 
 #[path = "conformance/cases.rs"]
 mod cases;
+#[path = "conformance/core_nats.rs"]
+mod core_nats;
 #[path = "conformance/jetstream.rs"]
 mod jetstream;
 #[path = "conformance/kafka.rs"]
@@ -44,6 +46,17 @@ struct Broker {
 
 const MOCK_NOT: &[(&str, &str)] =
     &[("take_over", "the mock refuses commits of a member that gives partitions up, so that events are doubled")];
+
+const KEEPS_NOTHING: &str = "it keeps nothing and confirms nothing: what is not taken, or not done, is lost";
+const CORE_NOT: &[(&str, &str)] = &[
+    ("back_pressure", "what finds no room is lost, and counted: tests/core_nats.rs"),
+    ("redelivery", KEEPS_NOTHING),
+    ("out_of_order", KEEPS_NOTHING),
+    ("restart", KEEPS_NOTHING),
+    ("take_over", "members of a queue group share single messages: tests/core_nats.rs"),
+    ("slow_function", "nothing is delivered again: there is no patience to run out of"),
+    ("reconnect", "what is in flight in an outage is lost; what comes behind it goes on: tests/core_nats.rs"),
+];
 
 const BROKERS: &[Broker] = &[
     Broker {
@@ -77,6 +90,7 @@ const BROKERS: &[Broker] = &[
         not: &[],
     },
     Broker { name: "jetstream", missing: support::nats::missing, start: jetstream::JetStreamWorld::start, not: &[] },
+    Broker { name: "core_nats", missing: support::nats::missing, start: core_nats::CoreWorld::start, not: CORE_NOT },
 ];
 
 fn main() -> ExitCode {

@@ -28,10 +28,9 @@ pub(super) fn content(stage: &Stage<'_>) -> anyhow::Result<()> {
         ],
         ..Event::numbered(1, 10)
     });
-    let publisher = stage.publisher(&place, None)?;
+    let (reading, publisher) = (stage.read(&place, &reader)?, stage.publisher(&place, None)?);
     let report = publisher.publish(Publication::unchanged(batch(&events)))?;
     ensure!(report.refused.is_empty(), "refused: {:?}", report.refused);
-    let reading = stage.read(&place, &reader)?;
     let mut read = Vec::new();
     while read.len() < events.len() {
         let delivery = reading.take()?;

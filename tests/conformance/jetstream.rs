@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use async_nats::HeaderMap;
 use async_nats::jetstream::stream::{Config, StorageType};
-use fluxmill::broker::nats::{NatsProducer, NatsSource, Sender};
+use fluxmill::broker::nats::{NatsProducer, NatsSource, Origins, Sender};
 use fluxmill::broker::{AnyDriver, AnyProducer, AnySink, AnySource, BrokerError};
 use fluxmill::delivery::Tracker;
 use fluxmill::spec::{NatsAuth, NatsConnection, NatsKey, NatsSourceSpec, Secret, StartOffset};
@@ -50,6 +50,14 @@ impl JetStreamWorld {
     }
 }
 
+/// An event with a key of letters as whoever writes to NATS sends it.
+pub(crate) fn message(place: &str, event: &Event) -> (String, HeaderMap, Vec<u8>) {
+    let key = String::from_utf8_lossy(event.key.as_deref().unwrap_or_default()).into_owned();
+    let mut headers = HeaderMap::new();
+    headers.insert("Fluxmill-Key", key.as_str());
+    (format!("{place}.{key}"), headers, event.value.clone().unwrap_or_default())
+}
+
 impl World for JetStreamWorld {
     fn place(&self, name: &str, _: u16) -> anyhow::Result<String> {
         self.jet.borrow().create_with(Config {
@@ -63,13 +71,7 @@ impl World for JetStreamWorld {
     }
 
     fn feed(&self, place: &str, events: &[Event]) -> anyhow::Result<()> {
-        let message = |event: &Event| {
-            let key = String::from_utf8_lossy(event.key.as_deref().unwrap_or_default()).into_owned();
-            let mut headers = HeaderMap::new();
-            headers.insert("Fluxmill-Key", key.as_str());
-            (format!("{place}.{key}"), headers, event.value.clone().unwrap_or_default())
-        };
-        self.jet.borrow().publish(events.iter().map(message))
+        self.jet.borrow().publish(events.iter().map(|event| message(place, event)))
     }
 
     fn source(&self, place: &str, reader: &Reader) -> Result<AnySource, BrokerError> {
@@ -96,7 +98,7 @@ impl World for JetStreamWorld {
             pipeline: "conformance".into(),
             output: "default".into(),
             tracker: tracker.clone(),
-            reads_stream: true,
+            origins: Origins::Stream,
         };
         match producer {
             AnyProducer::Nats(producer) => AnySink::Nats(producer.sink(&format!("{place}.{{key}}"), sender)),

@@ -124,6 +124,11 @@ pub(crate) trait World {
     /// A source of the events of a place.
     fn source(&self, place: &str, reader: &Reader) -> Result<AnySource, BrokerError>;
 
+    /// A source of this place was started: from now on it can miss nothing, where a broker keeps nothing.
+    fn started(&self, _place: &str) -> anyhow::Result<()> {
+        Ok(())
+    }
+
     /// What publishes to a place, and what must be run for it.
     fn producer(&self, place: &str) -> Result<(AnyProducer, Option<AnyDriver>), BrokerError>;
 
@@ -135,6 +140,11 @@ pub(crate) trait World {
 
     /// How many events of each partition are confirmed by this reader, from the first, as the broker says.
     fn confirmed(&self, place: &str, reader: &Reader) -> anyhow::Result<BTreeMap<i32, u64>>;
+
+    /// Whether it knows what readers have confirmed.
+    fn confirms(&self) -> bool {
+        true
+    }
 
     /// How many events the broker has handed out to this reader, each time counted; none where it does not know.
     fn taken(&self, _place: &str, _reader: &Reader) -> anyhow::Result<Option<u64>> {

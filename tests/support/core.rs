@@ -1,5 +1,6 @@
 //! A client of core NATS that blocks, and somebody who listens.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -14,15 +15,16 @@ pub(crate) const PROBE: &[u8] = b"probe";
 /// Messages that may wait for whoever listens.
 const CAPACITY: usize = 1_000_000;
 
-/// See the module.
+/// See the module. Clones are the same client.
+#[derive(Clone)]
 pub(crate) struct Core {
-    runtime: Runtime,
+    runtime: Arc<Runtime>,
     client: Client,
 }
 
 /// Who listens to a subject.
-pub(crate) struct Listener<'a> {
-    core: &'a Core,
+pub(crate) struct Listener {
+    core: Core,
     subscriber: Subscriber,
 }
 
@@ -36,7 +38,7 @@ impl Core {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         let options = options.subscription_capacity(CAPACITY);
         let client = runtime.block_on(options.connect(url))?;
-        Ok(Self { runtime, client })
+        Ok(Self { runtime: Arc::new(runtime), client })
     }
 
     /// Publishes, and waits until the server has taken all of it.
@@ -64,10 +66,10 @@ impl Core {
     ///
     /// # Errors
     /// When that fails.
-    pub(crate) fn listen(&self, subject: &str) -> anyhow::Result<Listener<'_>> {
+    pub(crate) fn listen(&self, subject: &str) -> anyhow::Result<Listener> {
         let subscriber = self.runtime.block_on(self.client.subscribe(subject.to_owned()))?;
         self.publish([])?;
-        Ok(Listener { core: self, subscriber })
+        Ok(Listener { core: self.clone(), subscriber })
     }
 
     /// Waits until somebody reads a subject. Who does gets [`PROBE`] for it.
@@ -86,7 +88,7 @@ impl Core {
     }
 }
 
-impl Listener<'_> {
+impl Listener {
     /// The next messages but for the probes.
     ///
     /// # Errors
