@@ -65,6 +65,8 @@ impl NatsSource {
             return Ok(SourceEnd::Drained);
         };
         let durable = Durable::open(&connection, &self.spec).await?;
+        let NatsSourceSpec { stream, durable: name, .. } = &self.spec;
+        tracing::info!(target: "fluxmill::nats", "reading stream {stream} by durable consumer {name}");
         let partition = TopicPartition { topic: self.spec.stream.as_str().into(), partition: 0 };
         let slot = context.tracker.assign(partition);
         let reader = Reader::new(&self.spec, &connection, &durable, context, (slot, hold));

@@ -9,6 +9,7 @@ use std::time::Duration;
 use async_nats::client::RequestErrorKind;
 use async_nats::{Request, Subscriber};
 use futures_util::{FutureExt as _, StreamExt as _};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::broker::BrokerError;
@@ -19,6 +20,9 @@ use crate::spec::NatsSourceSpec;
 const ASK_TIMEOUT: Duration = Duration::from_secs(1);
 /// The least time between two looks. Chance adds up to as much, so that two processes do not look at once.
 const PAUSE: Duration = Duration::from_millis(150);
+/// How long after an outage the one who has it may need to be back: more than the longest pause between two attempts to
+/// connect.
+const BACK: Duration = Duration::from_secs(3);
 
 /// The right to read by a durable consumer, as long as this lives.
 pub(super) struct Hold(Subscriber);
@@ -35,15 +39,21 @@ impl Hold {
     ) -> Result<Option<Self>, BrokerError> {
         let subject = format!("_INBOX.fluxmill.{}.{}", spec.stream, spec.durable);
         let (mut free, mut said) = (0, false);
+        let (mut epoch, mut not_before) = (connection.link.epoch(), Instant::now());
         while !stop.is_cancelled() {
             let request = Request::new().timeout(Some(ASK_TIMEOUT));
             let asked = connection.client.send_request(subject.clone(), request).await;
             if let Some(refusal) = connection.refusal(&format!("ask who reads by durable consumer {}", spec.durable)) {
                 return Err(refusal);
             }
+            let before = std::mem::replace(&mut epoch, connection.link.epoch());
+            // Not for the first connection, which may be told of late.
+            if epoch != before && before != Some(0) {
+                not_before = Instant::now() + BACK;
+            }
             match asked.map_err(|error| error.kind()) {
-                // Twice: after an outage of the server the one who has it may not be back yet.
-                Err(RequestErrorKind::NoResponders) => free += 1,
+                // Twice: who has it may be about to say so.
+                Err(RequestErrorKind::NoResponders) if Instant::now() >= not_before => free += 1,
                 Ok(_) | Err(RequestErrorKind::TimedOut) if connection.link.epoch().is_some() => {
                     free = 0;
                     if !std::mem::replace(&mut said, true) {
