@@ -3,30 +3,25 @@
 //!
 //! `FLUXMILL_CRASHES` says how many faults there are, and `FLUXMILL_CRASHES_SEED` which.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context, ensure};
+use anyhow::ensure;
 use support::chain::{Chain, guest};
-use support::checker::{Report, compare};
-use support::client::Record;
-use support::environment::setting;
+use support::crashes::{Faults, Reports, ensure_letters, event, reports};
 use support::kafka::Version;
 use support::kafka::cluster::{BROKERS, Cluster};
 use support::kafka::follower::Follower;
 use support::process::{Fluxmill, Signal};
 use support::suite::{Case, Suite};
 use support::wait::pace;
-use support::workload::{Numbered, both_told_apart, received};
+use support::workload::{Numbered, received};
 
 mod support;
 
 /// The longest that a part of a test may take on a loaded machine.
 const LIMIT: Duration = Duration::from_secs(180);
-/// Keys of the load.
-const KEYS: u64 = 1_000;
 const PARTITIONS: i32 = 4;
 /// Events per second of the load; it goes on until the last fault is over.
 const RATE: u64 = 2_000;
@@ -67,7 +62,17 @@ enum Fault {
     LettersAway,
 }
 
-impl Fault {
+impl support::crashes::Fault for Fault {
+    const ALL: &'static [Self] = &[
+        Self::EngineKilled,
+        Self::EngineStopped,
+        Self::EngineAdded,
+        Self::EngineFrozen,
+        Self::BrokerKilled,
+        Self::BrokerStopped,
+        Self::LettersAway,
+    ];
+
     fn name(self) -> &'static str {
         match self {
             Self::EngineKilled => "engine killed (-9), started again",
@@ -80,21 +85,8 @@ impl Fault {
         }
     }
 
-    /// Each of them once, in any order; then at random.
-    fn plan(faults: u32, random: &mut fastrand::Rng) -> Vec<Self> {
-        let mut plan = vec![
-            Self::EngineKilled,
-            Self::EngineStopped,
-            Self::EngineAdded,
-            Self::EngineFrozen,
-            Self::BrokerKilled,
-            Self::BrokerStopped,
-            Self::LettersAway,
-        ];
-        random.shuffle(&mut plan);
-        plan.extend((plan.len()..faults as usize).map(|_| Self::choose(random)));
-        plan.truncate(faults as usize);
-        plan
+    fn kills(self) -> bool {
+        matches!(self, Self::EngineKilled | Self::BrokerKilled)
     }
 
     fn choose(random: &mut fastrand::Rng) -> Self {
@@ -107,20 +99,6 @@ impl Fault {
             18 => Self::BrokerStopped,
             _ => Self::LettersAway,
         }
-    }
-}
-
-/// Event `number`: of a hundred, one is rejected and one makes the function trap.
-fn event(number: u64) -> Record {
-    let word = match number % 100 {
-        17 => "reject",
-        71 => "trap",
-        _ => "pass",
-    };
-    Record {
-        key: Some(format!("k-{}", number.wrapping_mul(2_654_435_761) % KEYS).into_bytes()),
-        value: Some(format!("{word} {number} {}", "x".repeat(100)).into_bytes()),
-        ..Record::default()
     }
 }
 
@@ -223,37 +201,27 @@ impl World<'_> {
 fn at_least_once(case: &Case) -> anyhow::Result<()> {
     let [out, dead] = run(case, case.kafka_client().line(), &[])?;
     out.at_least_once().map_err(anyhow::Error::msg)?;
-    ensure!(dead.lost.is_empty() && dead.unseen.is_empty(), "dead letters: {}", dead.describe());
-    Ok(())
+    ensure_letters(&dead, false)
 }
 
 fn exactly_once(case: &Case) -> anyhow::Result<()> {
-    ensure_exactly_once(run(case, None, &["delivery: exactly_once"])?)
+    ensure_exactly_once(&run(case, None, &["delivery: exactly_once"])?)
 }
 
 fn exactly_once_with_keys_over_many_lanes(case: &Case) -> anyhow::Result<()> {
-    ensure_exactly_once(run(case, None, &["delivery: exactly_once", "order: key", "lanes: 8"])?)
+    ensure_exactly_once(&run(case, None, &["delivery: exactly_once", "order: key", "lanes: 8"])?)
 }
 
-fn ensure_exactly_once<I: std::fmt::Debug>([out, dead]: [Report<I>; 2]) -> anyhow::Result<()> {
+fn ensure_exactly_once([out, dead]: &Reports) -> anyhow::Result<()> {
     out.exactly_once().map_err(anyhow::Error::msg)?;
-    // Dead letters of two batches are in no order.
-    let is_once = dead.lost.is_empty() && dead.unseen.is_empty() && dead.doubled.is_empty();
-    ensure!(is_once, "dead letters: {}", dead.describe());
-    Ok(())
+    ensure_letters(dead, true)
 }
 
 /// Lets faults happen to a pipeline with these settings, and compares what went in with what came out and with the dead
 /// letters.
-fn run(
-    case: &Case,
-    client: Option<String>,
-    settings: &[&str],
-) -> anyhow::Result<[Report<(support::workload::Value, usize)>; 2]> {
-    let faults = setting("FLUXMILL_CRASHES")?.unwrap_or(FAULTS);
-    let seed = setting("FLUXMILL_CRASHES_SEED")?.unwrap_or_else(|| fastrand::u64(..));
-    case.note(&format!("FLUXMILL_CRASHES={faults} FLUXMILL_CRASHES_SEED={seed}"));
+fn run(case: &Case, client: Option<String>, settings: &[&str]) -> anyhow::Result<Reports> {
     let cluster = Cluster::start(Version::default())?;
+    let (mut faults, random) = Faults::plan(case, "FLUXMILL_CRASHES", FAULTS)?;
     let feeder = cluster.client();
     let [from, to, dead] = ["in", "out", "dead"].map(|name| case.topic(name));
     for topic in [&from, &to, &dead] {
@@ -270,10 +238,8 @@ fn run(
         pipeline: settings.iter().map(|&setting| setting.to_owned()).collect(),
         ..Chain::default()
     };
-    let mut world =
-        World { case, cluster, chain, engines: Vec::new(), gave_up: 0, random: fastrand::Rng::with_seed(seed) };
+    let mut world = World { case, cluster, chain, engines: Vec::new(), gave_up: 0, random };
     world.cluster.wait_until_in_sync()?;
-    let start = Instant::now();
     let reader = Follower::start(world.cluster.ports(), &world.chain.to, PARTITIONS);
     let load = feeder.feed_at(RATE, &world.chain.from, event)?;
     for engine in 0..ENGINES {
@@ -281,12 +247,7 @@ fn run(
         world.engines.push(started);
     }
     world.wait_for_more()?;
-    let mut happened: BTreeMap<Fault, u32> = BTreeMap::new();
-    let plan = Fault::plan(faults, &mut world.random);
-    for (number, fault) in (1..).zip(plan) {
-        world.happen(fault).with_context(|| format!("fault {number}, {}", fault.name()))?;
-        *happened.entry(fault).or_default() += 1;
-    }
+    faults.happen(|fault| world.happen(fault))?;
     load.finish()?;
     feeder.wait_for_commits(LIMIT, &world.chain.from, &world.chain.from)?;
     for engine in std::mem::take(&mut world.engines) {
@@ -296,41 +257,9 @@ fn run(
     let ends = feeder.watermarks(&world.chain.to)?.into_iter().map(|(partition, (_, high))| (partition, high));
     let (along, afterwards) = (reader.finish(ends.collect())?, feeder.read(&world.chain.to)?);
     ensure!(along == afterwards, "read along: {} events, afterwards: {}", along.len(), afterwards.len());
-    let reports = reports(&world)?;
-    let mut table = String::new();
-    for (fault, times) in &happened {
-        table += &format!("\n{times:>6} x {}", fault.name());
-    }
-    if world.gave_up > 0 {
-        table += &format!("\n{:>6} stops gave up what was in flight", world.gave_up);
-    }
-    let [out, dead] = &reports;
-    for (what, report) in [("published", out), ("dead letters", dead)] {
-        let Report { sent, lost, unseen, .. } = report;
-        let (lost, doubled, unseen) = (lost.len(), report.too_many(), unseen.len());
-        table += &format!("\n{what}: sent {sent}, lost {lost}, doubled {doubled}, unseen {unseen}");
-    }
-    // Dead letters of two batches are in no order.
-    table += &format!("; published and reordered {}", out.reordered.len());
-    case.note(&format!("{faults} faults in {:.0?}:{table}", start.elapsed()));
+    let read = |topic: &str| -> anyhow::Result<Vec<Vec<Numbered>>> { Ok(received(&feeder.read(topic)?)) };
+    let Chain { from, to, dead, .. } = &world.chain;
+    let reports = reports(&read(from)?, read(to)?, read(dead)?);
+    case.note(&faults.table(&[(world.gave_up, "stops gave up what was in flight")], &reports));
     Ok(reports)
-}
-
-/// The events that the function forwards against the output, the others against the dead letters. What the load's own
-/// client doubled has to come out as often.
-fn reports(world: &World<'_>) -> anyhow::Result<[Report<(support::workload::Value, usize)>; 2]> {
-    let client = world.cluster.client();
-    let read = |topic: &str| -> anyhow::Result<Vec<Vec<Numbered>>> { Ok(received(&client.read(topic)?)) };
-    let fed = read(&world.chain.from)?;
-    let is_forwarded = |event: &Numbered| event.id.starts_with(b"pass ");
-    let part = |forwarded: bool| -> Vec<Vec<Numbered>> {
-        let chosen =
-            |list: &Vec<Numbered>| list.iter().filter(|event| is_forwarded(event) == forwarded).cloned().collect();
-        fed.iter().map(chosen).collect()
-    };
-    let compared = |input, topic: &str| -> anyhow::Result<_> {
-        let (input, output) = both_told_apart(input, read(topic)?);
-        Ok(compare(&input, &output))
-    };
-    Ok([compared(part(true), &world.chain.to)?, compared(part(false), &world.chain.dead)?])
 }

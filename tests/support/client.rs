@@ -4,9 +4,7 @@ mod topics;
 
 use std::collections::BTreeMap;
 use std::ffi::CStr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::thread::JoinHandle;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
@@ -17,14 +15,13 @@ use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer, Prod
 use rdkafka::util::Timeout;
 use rdkafka::{ClientConfig, ClientContext, Message, Offset, TopicPartitionList, bindings};
 
+use super::feeder::{FED_AT_MOST, Feeder};
 use super::wait::{pace, wait_until};
 
 /// The longest wait for one answer of a broker.
 const REQUEST: Duration = Duration::from_secs(30);
 /// The longest wait for the whole of a workload.
 const WORKLOAD: Duration = Duration::from_secs(180);
-/// The end of a load that nobody stops.
-const FED_AT_MOST: u64 = 3_000_000;
 /// Larger than any event of a test.
 const LARGEST: &str = "16777216";
 
@@ -164,12 +161,10 @@ impl Client {
     /// When the client cannot be made.
     pub(crate) fn feed_at(&self, rate: u64, topic: &str, make: fn(u64) -> Record) -> anyhow::Result<Feeder> {
         let producer = self.producer()?;
-        let stop = Arc::new(AtomicBool::new(false));
-        let (stopped, topic) = (Arc::clone(&stop), topic.to_owned());
-        #[expect(clippy::disallowed_methods, reason = "joined by `Feeder::finish`, told to stop when that is dropped")]
-        let thread = std::thread::spawn(move || {
+        let topic = topic.to_owned();
+        Ok(Feeder::start(move |stop| {
             let mut number = 0;
-            while !stopped.load(Relaxed) && number < FED_AT_MOST {
+            while !stop.load(Relaxed) && number < FED_AT_MOST {
                 for _ in 0..rate / 100 {
                     producer.send(&topic, &make(number))?;
                     number += 1;
@@ -178,8 +173,7 @@ impl Client {
             }
             producer.flush()?;
             Ok(number)
-        });
-        Ok(Feeder { stop, thread: Some(thread) })
+        }))
     }
 
     fn producer(&self) -> anyhow::Result<Load> {
@@ -423,30 +417,6 @@ impl Load {
         let failed = self.producer.context().failed.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         ensure!(failed.is_empty(), "{} events not acknowledged, the first: {}", failed.len(), failed[0]);
         Ok(())
-    }
-}
-
-/// A load that goes on until it is told to stop.
-pub(crate) struct Feeder {
-    stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<anyhow::Result<u64>>>,
-}
-
-impl Feeder {
-    /// Stops it; gives how many events the broker has acknowledged, which is all of them.
-    ///
-    /// # Errors
-    /// When one was not acknowledged.
-    pub(crate) fn finish(mut self) -> anyhow::Result<u64> {
-        self.stop.store(true, Relaxed);
-        let thread = self.thread.take().context("already stopped")?;
-        thread.join().map_err(|_| anyhow::anyhow!("the load panicked"))?
-    }
-}
-
-impl Drop for Feeder {
-    fn drop(&mut self) {
-        self.stop.store(true, Relaxed);
     }
 }
 

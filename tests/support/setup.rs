@@ -7,7 +7,8 @@ use anyhow::ensure;
 
 use super::chain::{Chain, guest};
 use super::checker::{Report, compare};
-use super::client::{Client, Feeder};
+use super::client::Client;
+use super::feeder::Feeder;
 use super::kafka::Kafka;
 use super::process::{Fluxmill, Signal};
 use super::suite::Case;

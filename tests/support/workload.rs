@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use super::checker::Seen;
 use super::client::{RawHeader, Received, Record};
+use super::nats::Stored;
 
 /// 2024-01-01 00:00:00 UTC in milliseconds: a timestamp that no clock would give.
 const DAY: i64 = 1_704_067_200_000;
@@ -111,6 +112,13 @@ pub(crate) fn sent(record: &Record) -> Numbered {
 pub(crate) fn received(events: &[Received]) -> Vec<Vec<Numbered>> {
     let seen = |event: &Received| Seen { key: event.key.clone(), id: Value(event.value.clone()) };
     events.chunk_by(|a, b| a.partition == b.partition).map(|events| events.iter().map(seen).collect()).collect()
+}
+
+/// What was read of a stream of NATS.
+pub(crate) fn stored(messages: &[Stored]) -> Vec<Numbered> {
+    let key = |message: &Stored| message.header("Fluxmill-Key").map(|key| key.as_bytes().to_vec());
+    let seen = |message: &Stored| Seen { key: key(message), id: Value(Some(message.payload.clone())) };
+    messages.iter().map(seen).collect()
 }
 
 /// Tells events apart that are alike, by which of them it is.
