@@ -1,8 +1,6 @@
 //! NATS through the binary, against a real nats-server: streams in and out, Kafka on one side, restarts, kills of either,
 //! refusals, back-pressure.
 
-use std::fmt::Write as _;
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -11,9 +9,9 @@ use async_nats::HeaderMap;
 use async_nats::jetstream::consumer::{AckPolicy, pull};
 use async_nats::jetstream::stream::{Config, DiscardPolicy};
 use support::chain::guest;
-use support::checker::{Report, Seen, compare};
 use support::client::Client;
-use support::nats::{Jet, Nats, Stored, certificates};
+use support::nats::setup::{Chain, LIMIT, Setup, exactly_once, message};
+use support::nats::{Nats, Stored};
 use support::process::{Fluxmill, Signal};
 use support::suite::{Case, Suite};
 use support::wait::wait_until;
@@ -34,115 +32,16 @@ fn main() -> ExitCode {
     suite.nats("a_slow_function_past_the_ack_wait_runs_once", a_slow_function_past_the_ack_wait_runs_once);
     suite.nats("a_message_too_large_is_a_dead_letter", a_message_too_large_is_a_dead_letter);
     suite.nats_and_kafka("an_event_above_max_payload_is_a_dead_letter", an_event_above_max_payload_is_a_dead_letter);
-    suite.nats("what_is_not_permitted_ends_the_run", what_is_not_permitted_ends_the_run);
     suite.nats("sigterm_ends_a_run_whose_server_is_gone", sigterm_ends_a_run_whose_server_is_gone);
     suite.nats("a_second_process_waits_and_takes_over", a_second_process_waits_and_takes_over);
-    suite.nats("tokens_and_nkeys_sign_in", tokens_and_nkeys_sign_in);
-    suite.nats_and_certificates("both_sides_show_certificates", both_sides_show_certificates);
     suite.nats("a_full_stream_is_waited_for", a_full_stream_is_waited_for);
     suite.nats("a_consumer_with_other_settings_is_refused", a_consumer_with_other_settings_is_refused);
     suite.nats("check_asks_the_server", check_asks_the_server);
     suite.run()
 }
 
-/// The longest that a part of a test may take on a loaded machine.
-const LIMIT: Duration = Duration::from_secs(120);
 /// What a process says whose server went away.
 const OUTAGE: [&str; 2] = ["is not reachable; waiting for it", "sent again until it works"];
-/// What is in flight when a process is killed.
-const KEYS: u64 = 100;
-
-/// A pipeline from `in.>` of the stream IN to OUT.
-#[derive(Default)]
-struct Chain {
-    wasm: Option<&'static str>,
-    /// More for the input, such as `ack_wait: 1s`.
-    input: &'static str,
-    /// More for OUT, such as `max_messages: 5`.
-    out: &'static str,
-    /// Further lines of the pipeline.
-    pipeline: &'static [&'static str],
-    /// Further lines of the function.
-    function: &'static str,
-    /// More for the connection.
-    connection: &'static str,
-}
-
-impl Chain {
-    fn yaml(&self) -> String {
-        let Self { input, out, connection, .. } = self;
-        let mut text = format!(
-            "name: test\nconnections:\n  edge: {{ nats: {{ servers: [\"${{NATS}}\"]{connection} }} }}\nstreams:\n  \
-             IN: {{ subjects: [\"in.>\"] }}\n  OUT: {{ subjects: [\"out.>\"]{out} }}\n  DEAD: {{ subjects: [dead] }}\n\
-             pipelines:\n  main:\n    from: {{ nats: {{ stream: IN{input} }} }}\n    to: {{ nats: {{ subject: \
-             \"out.{{key}}\" }} }}\n    on_error:\n      retry: {{ attempts: 2, backoff: 10ms..50ms }}\n      then: {{ \
-             dead_letter: {{ nats: {{ subject: dead }} }} }}\n"
-        );
-        if let Some(wasm) = self.wasm {
-            let _ = writeln!(text, "    function: {{ wasm: \"{}\"{} }}", guest(wasm).display(), self.function);
-        }
-        self.pipeline.iter().for_each(|line| {
-            let _ = writeln!(text, "    {line}");
-        });
-        text
-    }
-}
-
-/// A server, and a pipeline's file.
-struct Setup {
-    nats: Nats,
-    jet: Jet,
-    file: PathBuf,
-}
-
-impl Setup {
-    fn new(case: &Case, chain: &Chain) -> anyhow::Result<Self> {
-        Self::with(case, chain, "")
-    }
-
-    fn with(case: &Case, chain: &Chain, settings: &str) -> anyhow::Result<Self> {
-        let nats = Nats::start(settings)?;
-        let jet = nats.client()?;
-        jet.create("IN", &["in.>"])?;
-        Ok(Self { jet, file: case.write("chain.yaml", &chain.yaml())?, nats })
-    }
-
-    fn feed(&self, numbers: std::ops::Range<u64>) -> anyhow::Result<()> {
-        self.jet.publish(numbers.map(message))
-    }
-
-    fn run(&self, case: &Case, more: &[&str], expected: &[&str]) -> anyhow::Result<Fluxmill> {
-        let file = self.file.display().to_string();
-        let (url, cache) = (self.nats.url(), case.dir().display().to_string());
-        let args = ["run", &file].into_iter().chain(more.iter().copied());
-        case.start_with(args, &[("NATS", &url), ("XDG_CACHE_HOME", &cache)], expected)
-    }
-
-    fn catch_up(&self, case: &Case, expected: &[&str]) -> anyhow::Result<()> {
-        self.run(case, &["--until-caught-up"], expected)?.finish_well(LIMIT).map(|_| ())
-    }
-
-    /// What became of the first events of the load.
-    fn report(&self, events: u64) -> anyhow::Result<Report<Vec<u8>>> {
-        let seen = |key: &str, payload: &[u8]| Seen { key: key.to_owned(), id: payload.to_vec() };
-        let key = |headers: &HeaderMap| headers.get("Fluxmill-Key").map_or("", |key| key.as_str()).to_owned();
-        let input: Vec<_> = (0..events).map(message).map(|(_, headers, value)| seen(&key(&headers), &value)).collect();
-        let output = self.jet.read("OUT")?;
-        let output = output.iter().map(|stored| seen(&key(&stored.headers), &stored.payload)).collect();
-        Ok(compare(&input, &[output]))
-    }
-}
-
-fn message(number: u64) -> (String, HeaderMap, Vec<u8>) {
-    let key = format!("k-{}", number % KEYS);
-    let mut headers = HeaderMap::new();
-    headers.insert("Fluxmill-Key", key.as_str());
-    (format!("in.{key}"), headers, format!("{number} {}", "x".repeat(100)).into_bytes())
-}
-
-fn exactly_once<I: std::fmt::Debug>(report: &Report<I>) -> anyhow::Result<()> {
-    report.exactly_once().map_err(anyhow::Error::msg)
-}
 
 fn a_stream_goes_through_a_function_to_another(case: &Case) -> anyhow::Result<()> {
     let setup = Setup::new(case, &Chain { wasm: Some("identity"), ..Chain::default() })?;
@@ -372,28 +271,6 @@ fn an_event_above_max_payload_is_a_dead_letter(case: &Case) -> anyhow::Result<()
     Ok(())
 }
 
-fn what_is_not_permitted_ends_the_run(case: &Case) -> anyhow::Result<()> {
-    const USERS: &str = "authorization { users: [ { user: admin, password: secret1 }, { user: app, password: secret2, \
-                         permissions: { publish: { deny: \"out.>\" } } } ] }";
-    let nats = Nats::start(USERS)?;
-    let options = async_nats::ConnectOptions::with_user_and_password("admin".into(), "secret1".into());
-    let jet = Jet::new(&nats.url(), options)?;
-    jet.create("IN", &["in.>"])?;
-    jet.publish((0..10).map(message))?;
-    let chain = Chain { connection: ", user: app, password: secret2", ..Chain::default() };
-    let setup = Setup { file: case.write("chain.yaml", &chain.yaml())?, jet, nats };
-    let ended = setup.run(case, &["--until-caught-up"], &["ERROR", "WARN"])?.finish(LIMIT)?;
-    ensure!(ended.code == Some(1), "exit code {:?}", ended.code);
-    ensure!(ended.stderr.to_lowercase().contains("permissions violation for publish"), "{}", ended.stderr);
-    ensure!(!ended.stderr.contains("secret2"), "a secret is shown");
-    // A wrong password is told at the start.
-    let chain = Chain { connection: ", user: app, password: wrong", ..Chain::default() };
-    case.write("chain.yaml", &chain.yaml())?;
-    let ended = setup.run(case, &[], &["ERROR", "WARN"])?.finish(LIMIT)?;
-    ensure!(ended.code == Some(1) && ended.stderr.contains("authorization violation"), "{}", ended.stderr);
-    Ok(())
-}
-
 /// The pipeline waits while the output takes nothing, and fetches no more than it can hold.
 fn a_full_stream_is_waited_for(case: &Case) -> anyhow::Result<()> {
     const EVENTS: u64 = 60_000;
@@ -496,61 +373,4 @@ fn a_second_process_waits_and_takes_over(case: &Case) -> anyhow::Result<()> {
     setup.jet.wait_for(LIMIT, "OUT", EVENTS)?;
     second.stop(LIMIT)?;
     exactly_once(&setup.report(EVENTS)?)
-}
-
-/// A user's seed and its public key, of the documents of NATS.
-const SEED: &str = "SUACSSL3UAHUDXKFSNVUZRF5UHPMWZ6BFDTJ7M6USDXIEDNPPQYYYCU3VY";
-const KEY: &str = "UDXU4RCSJNZOIQHZNWXHXORDPRTGNJAHAHFRGZNEEJCPQTT2M7NLCNF4";
-
-fn tokens_and_nkeys_sign_in(case: &Case) -> anyhow::Result<()> {
-    case.write("user.nk", &format!("{SEED}\n"))?;
-    let nkey = format!("authorization {{ users: [ {{ nkey: {KEY} }} ] }}");
-    for (settings, connection, options) in [
-        (
-            "authorization { token: secret1 }",
-            ", token: secret1",
-            async_nats::ConnectOptions::with_token("secret1".into()),
-        ),
-        (&nkey, ", nkey: { file: user.nk }", async_nats::ConnectOptions::with_nkey(SEED.into())),
-    ] {
-        let nats = Nats::start(settings)?;
-        let jet = Jet::new(&nats.url(), options)?;
-        let file = case.write("chain.yaml", &Chain { connection, ..Chain::default() }.yaml())?;
-        jet.create("IN", &["in.>"])?;
-        let setup = Setup { file, jet, nats };
-        setup.feed(0..100)?;
-        setup.catch_up(case, &[])?;
-        exactly_once(&setup.report(100)?)?;
-        // Without it nothing is reached.
-        case.write("chain.yaml", &Chain::default().yaml())?;
-        let ended = setup.run(case, &[], &["ERROR", "WARN"])?.finish(LIMIT)?;
-        ensure!(ended.code == Some(1) && ended.stderr.contains("authorization violation"), "{}", ended.stderr);
-    }
-    Ok(())
-}
-
-fn both_sides_show_certificates(case: &Case) -> anyhow::Result<()> {
-    certificates(case.dir())?;
-    let path = |name: &str| case.dir().join(name);
-    let settings = format!(
-        "tls {{ cert_file: {:?}, key_file: {:?}, ca_file: {:?}, verify: true }}",
-        path("server.pem"),
-        path("server.key"),
-        path("ca.pem")
-    );
-    let nats = Nats::start(&settings)?;
-    let options = async_nats::ConnectOptions::new().require_tls(true).add_root_certificates(path("ca.pem"));
-    let jet = Jet::new(&nats.url(), options.add_client_certificate(path("client.pem"), path("client.key")))?;
-    jet.create("IN", &["in.>"])?;
-    let connection = ", tls: { ca: ca.pem, certificate: client.pem, key: client.key }";
-    let file = case.write("chain.yaml", &Chain { connection, ..Chain::default() }.yaml())?;
-    let setup = Setup { file, jet, nats };
-    setup.feed(0..100)?;
-    setup.catch_up(case, &[])?;
-    exactly_once(&setup.report(100)?)?;
-    // Whoever signed the server's certificate must be trusted.
-    case.write("chain.yaml", &Chain { connection: ", tls: {}", ..Chain::default() }.yaml())?;
-    let ended = setup.run(case, &[], &["ERROR", "WARN"])?.finish(LIMIT)?;
-    ensure!(ended.code == Some(1) && ended.stderr.to_lowercase().contains("certificate"), "{}", ended.stderr);
-    Ok(())
 }

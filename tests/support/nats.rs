@@ -4,20 +4,19 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
-use async_nats::HeaderMap;
-use async_nats::jetstream::stream::Config;
-use async_nats::jetstream::{self, Context, consumer};
 use tempfile::TempDir;
-use tokio::runtime::Runtime;
 
+pub(crate) use self::jet::{Jet, Message, Stored};
 use super::kafka::{Missing, listen, runs};
 use super::process::{Process, Signal};
 use super::wait::wait_until;
 
+mod jet;
+pub(crate) mod operator;
+pub(crate) mod setup;
+
 /// The longest that a server may take to start.
 const START: Duration = Duration::from_secs(60);
-/// Messages that are published before their acknowledgements are looked at.
-const WINDOW: usize = 500;
 
 /// The program: what `FLUXMILL_NATS_SERVER` names, or the one on the path, or where `go install` puts it.
 fn program() -> PathBuf {
@@ -113,6 +112,15 @@ impl Nats {
         self.process.kill()
     }
 
+    /// Ends it in order.
+    ///
+    /// # Errors
+    /// When it does not end.
+    pub(crate) fn stop(&mut self) -> anyhow::Result<()> {
+        self.process.signal(Signal::Term)?;
+        self.process.wait(START).map(drop)
+    }
+
     /// Starts it again on the same port, with its store.
     ///
     /// # Errors
@@ -136,175 +144,5 @@ impl Nats {
     /// When it cannot connect.
     pub(crate) fn client(&self) -> anyhow::Result<Jet> {
         Jet::new(&self.url(), async_nats::ConnectOptions::new())
-    }
-}
-
-/// A message that was read.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Stored {
-    pub(crate) subject: String,
-    pub(crate) headers: HeaderMap,
-    pub(crate) payload: Vec<u8>,
-}
-
-impl Stored {
-    /// The value of a header.
-    pub(crate) fn header(&self, name: &str) -> Option<&str> {
-        self.headers.get(name).map(|value| value.as_str())
-    }
-}
-
-/// A client of JetStream that blocks.
-pub(crate) struct Jet {
-    runtime: Runtime,
-    context: Context,
-}
-
-impl Jet {
-    /// Connects.
-    ///
-    /// # Errors
-    /// When that fails.
-    pub(crate) fn new(url: &str, options: async_nats::ConnectOptions) -> anyhow::Result<Self> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let context = runtime.block_on(async { anyhow::Ok(jetstream::new(options.connect(url).await?)) })?;
-        Ok(Self { runtime, context })
-    }
-
-    /// Creates a stream that keeps everything on disk.
-    ///
-    /// # Errors
-    /// When the server refuses.
-    pub(crate) fn create(&self, name: &str, subjects: &[&str]) -> anyhow::Result<()> {
-        let subjects = subjects.iter().map(|&subject| subject.to_owned()).collect();
-        self.create_with(Config { name: name.to_owned(), subjects, ..Config::default() })
-    }
-
-    /// Creates a stream.
-    ///
-    /// # Errors
-    /// When the server refuses.
-    pub(crate) fn create_with(&self, config: Config) -> anyhow::Result<()> {
-        self.runtime.block_on(self.context.create_stream(config)).map(|_| ()).context("create a stream")
-    }
-
-    /// Changes a stream.
-    ///
-    /// # Errors
-    /// When the server refuses.
-    pub(crate) fn update(&self, config: Config) -> anyhow::Result<()> {
-        self.runtime.block_on(self.context.update_stream(config)).map(|_| ()).context("change a stream")
-    }
-
-    /// Publishes and waits until all is acknowledged.
-    ///
-    /// # Errors
-    /// When something is not.
-    pub(crate) fn publish(
-        &self,
-        messages: impl IntoIterator<Item = (String, HeaderMap, Vec<u8>)>,
-    ) -> anyhow::Result<()> {
-        self.runtime.block_on(async {
-            let mut acks = Vec::with_capacity(WINDOW);
-            for (subject, headers, payload) in messages {
-                acks.push(self.context.publish_with_headers(subject, headers, payload.into()).await?);
-                if acks.len() == WINDOW {
-                    for ack in acks.drain(..) {
-                        ack.await?;
-                    }
-                }
-            }
-            for ack in acks {
-                ack.await?;
-            }
-            Ok(())
-        })
-    }
-
-    /// How many messages a stream has taken so far; 0 while it is not there.
-    ///
-    /// # Errors
-    /// When the server does not answer.
-    pub(crate) fn count(&self, stream: &str) -> anyhow::Result<u64> {
-        self.runtime.block_on(async {
-            match self.context.get_stream(stream).await {
-                Ok(stream) => Ok(stream.cached_info().state.last_sequence),
-                Err(error) if error.to_string().contains("not found") => Ok(0),
-                Err(error) => Err(error.into()),
-            }
-        })
-    }
-
-    /// How many messages a stream holds now.
-    ///
-    /// # Errors
-    /// When the server does not answer.
-    pub(crate) fn held(&self, stream: &str) -> anyhow::Result<u64> {
-        self.runtime.block_on(async { Ok(self.context.get_stream(stream).await?.cached_info().state.messages) })
-    }
-
-    /// Waits until a stream has taken so many messages. A server that is away is waited for.
-    ///
-    /// # Errors
-    /// When it does not within `limit`.
-    pub(crate) fn wait_for(&self, limit: Duration, stream: &str, messages: u64) -> anyhow::Result<u64> {
-        let mut last = 0;
-        let found = wait_until(limit, &format!("{messages} messages in {stream}"), || {
-            last = self.count(stream).unwrap_or(last);
-            Ok((last >= messages).then_some(last))
-        });
-        found.with_context(|| format!("{last} are there"))
-    }
-
-    /// What the server says of a consumer.
-    ///
-    /// # Errors
-    /// When there is none.
-    pub(crate) fn consumer(&self, stream: &str, durable: &str) -> anyhow::Result<consumer::Info> {
-        self.runtime.block_on(async {
-            let stream = self.context.get_stream(stream).await?;
-            Ok(stream.consumer_info(durable).await?)
-        })
-    }
-
-    /// Creates a consumer.
-    ///
-    /// # Errors
-    /// When the server refuses.
-    pub(crate) fn create_consumer(&self, stream: &str, config: consumer::pull::Config) -> anyhow::Result<()> {
-        self.runtime.block_on(async {
-            let stream = self.context.get_stream(stream).await?;
-            stream.create_consumer(config).await?;
-            Ok(())
-        })
-    }
-
-    /// Everything that a stream holds, in order.
-    ///
-    /// # Errors
-    /// When not all of it comes.
-    pub(crate) fn read(&self, stream: &str) -> anyhow::Result<Vec<Stored>> {
-        use futures_util::StreamExt as _;
-        self.runtime.block_on(async {
-            let stream = self.context.get_stream(stream).await?;
-            let held = stream.cached_info().state.messages;
-            let mut read = Vec::new();
-            if held == 0 {
-                return Ok(read);
-            }
-            let config = consumer::pull::OrderedConfig::default();
-            let mut messages = stream.create_consumer(config).await?.messages().await?;
-            while (read.len() as u64) < held {
-                let message = tokio::time::timeout(START, messages.next()).await?.context("the end of a stream")??;
-                let (message, _) = message.split();
-                read.push(Stored {
-                    subject: message.subject.to_string(),
-                    headers: message.headers.unwrap_or_default(),
-                    payload: message.payload.to_vec(),
-                });
-            }
-            ensure!(read.len() as u64 == held, "{} of {held} messages", read.len());
-            Ok(read)
-        })
     }
 }

@@ -6,6 +6,10 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use async_nats::{Client, ConnectErrorKind, ConnectOptions, Event, ServerError};
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use jiff::Timestamp;
+use serde::Deserialize;
 use tokio::sync::Notify;
 
 use super::{address, failed};
@@ -138,7 +142,13 @@ impl Connection {
                     ConnectErrorKind::Tls => BrokerErrorKind::Settings,
                     _ => BrokerErrorKind::Unreachable,
                 };
-                return Err(failed(kind, action, error));
+                // The server refuses what is too old in the same words as what is wrong.
+                return Err(match expired(&connection.auth, Timestamp::now()) {
+                    Some(at) if kind == BrokerErrorKind::Denied => {
+                        failed(kind, action, format!("{error}: the credentials expired at {at}"))
+                    }
+                    _ => failed(kind, action, error),
+                });
             }
             Err(_) => {
                 let reason = format!("no answer within {} s", CONNECT_TIMEOUT.as_secs());
@@ -163,11 +173,13 @@ fn options(connection: &NatsConnection) -> Result<ConnectOptions, BrokerError> {
         }
         NatsAuth::Token(token) => ConnectOptions::with_token(token.0.clone()),
         NatsAuth::Nkey(seed) => ConnectOptions::with_nkey(seed.0.trim().to_owned()),
-        // Its error may show what it could not read.
-        NatsAuth::Credentials(text) => ConnectOptions::with_credentials(&text.0).map_err(|_| {
-            let action = format!("read the credentials for {}", address(connection));
-            failed(BrokerErrorKind::Settings, action, "they hold no JWT and seed as `nsc` writes them")
-        })?,
+        NatsAuth::Credentials(text) => {
+            // Their last line needs its end, which secrets are read without. The error may show what could not be read.
+            ConnectOptions::with_credentials(&format!("{}\n", text.0)).map_err(|_| {
+                let action = format!("read the credentials for {}", address(connection));
+                failed(BrokerErrorKind::Settings, action, "they hold no JWT and seed as `nsc` writes them")
+            })?
+        }
     };
     if let Some(tls) = &connection.tls {
         options = options.require_tls(true);
@@ -179,4 +191,45 @@ fn options(connection: &NatsConnection) -> Result<ConnectOptions, BrokerError> {
         }
     }
     Ok(options)
+}
+
+/// What of a user's JWT is looked at here.
+#[derive(Deserialize)]
+struct Claims {
+    /// Seconds since 1970; none for one that does not expire.
+    exp: Option<i64>,
+}
+
+/// When the credentials expired, if they have. None for what cannot be read: the server has the last word.
+fn expired(auth: &NatsAuth, now: Timestamp) -> Option<Timestamp> {
+    let NatsAuth::Credentials(text) = auth else { return None };
+    let (_, jwt) = text.0.split_once("-----BEGIN NATS USER JWT-----")?;
+    let claims = URL_SAFE_NO_PAD.decode(jwt.split_whitespace().next()?.split('.').nth(1)?).ok()?;
+    let at = Timestamp::from_second(serde_json::from_slice::<Claims>(&claims).ok()?.exp?).ok()?;
+    (at <= now).then_some(at)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::spec::Secret;
+
+    #[test]
+    fn credentials_that_expired_are_known() {
+        let now = Timestamp::from_second(1_000).expect("a time");
+        let of = |claims: &str| {
+            let jwt = format!("e30.{}.signature", URL_SAFE_NO_PAD.encode(claims));
+            let text = format!("-----BEGIN NATS USER JWT-----\n{jwt}\n------END NATS USER JWT------\n");
+            expired(&NatsAuth::Credentials(Secret(text)), now).map(Timestamp::as_second)
+        };
+        assert_eq!(of(r#"{"exp":999,"sub":"U"}"#), Some(999));
+        assert_eq!(of(r#"{"exp":1000}"#), Some(1000));
+        for good in [r#"{"exp":1001}"#, r#"{"sub":"U"}"#, "no JSON", ""] {
+            assert_eq!(of(good), None, "{good}");
+        }
+        for text in ["", "-----BEGIN NATS USER JWT-----", "-----BEGIN NATS USER JWT-----\nno-jwt\n"] {
+            assert_eq!(expired(&NatsAuth::Credentials(Secret(text.to_owned())), now), None, "{text}");
+        }
+        assert_eq!(expired(&NatsAuth::None, now), None);
+    }
 }
