@@ -4,14 +4,15 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 use async_nats::HeaderMap;
 use async_nats::jetstream::consumer::{AckPolicy, pull};
 use async_nats::jetstream::stream::{Config, DiscardPolicy};
-use support::chain::guest;
+use support::chain::{guest, repository};
+use support::checker::{Seen, compare};
 use support::client::Client;
 use support::nats::setup::{Chain, LIMIT, Setup, exactly_once, message};
-use support::nats::{Nats, Stored};
+use support::nats::{Message, Nats, Stored};
 use support::process::{Fluxmill, Signal};
 use support::suite::{Case, Suite};
 use support::wait::wait_until;
@@ -26,6 +27,7 @@ fn main() -> ExitCode {
     suite.nats("a_work_queue_is_emptied", a_work_queue_is_emptied);
     suite.nats("parts_of_a_stream_are_read", parts_of_a_stream_are_read);
     suite.nats_and_kafka("kafka_over_nats_to_kafka_keeps_every_byte", kafka_over_nats_to_kafka_keeps_every_byte);
+    suite.nats_and_kafka("readings_by_subject_become_alerts_in_kafka", readings_by_subject_become_alerts_in_kafka);
     suite.nats("restarts_lose_and_double_nothing", restarts_lose_and_double_nothing);
     suite.nats("kill_9_loses_and_doubles_nothing", kill_9_loses_and_doubles_nothing);
     suite.nats("a_killed_server_loses_and_doubles_nothing", a_killed_server_loses_and_doubles_nothing);
@@ -142,6 +144,97 @@ fn kafka_over_nats_to_kafka_keeps_every_byte(case: &Case) -> anyhow::Result<()> 
         ensure!(before == after, "an event changed:\nbefore {before:?}\nafter  {after:?}");
     }
     ensure!(before.len() == after.len(), "{} events instead of {}", after.len(), before.len());
+    Ok(())
+}
+
+/// What becomes of reading `number`.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Reading {
+    Fine,
+    Warning,
+    Critical,
+    Broken,
+}
+
+fn reading(number: u64) -> Reading {
+    match number % 100 {
+        7 | 57 => Reading::Warning,
+        13 => Reading::Critical,
+        29 => Reading::Broken,
+        _ => Reading::Fine,
+    }
+}
+
+fn device(number: u64) -> String {
+    format!("fridge-{}", number % 41)
+}
+
+/// A reading as its sensor publishes it: no key, and the device in the subject.
+fn published(number: u64) -> Message {
+    let device = device(number);
+    let value = match reading(number) {
+        Reading::Fine => "4.5",
+        Reading::Warning => "9.25",
+        Reading::Critical => "-20",
+        Reading::Broken => "12 C",
+    };
+    let mut headers = HeaderMap::new();
+    headers.insert("number", number.to_string());
+    let payload = format!("{{\"device_id\":\"{device}\",\"metric\":\"temperature\",\"value\":{value}}}");
+    (format!("readings.{device}"), headers, payload.into_bytes())
+}
+
+/// The example at the edge, as it is in the repository: each reading beyond its range is one alert at the centre, and each
+/// that cannot be read one dead letter at the edge.
+fn readings_by_subject_become_alerts_in_kafka(case: &Case) -> anyhow::Result<()> {
+    const READINGS: u64 = 6_000;
+    let (nats, brokers) = (Nats::start("")?, case.kafka()?.brokers());
+    let (jet, client) = (nats.client()?, Client::new(&brokers));
+    let file = repository("pipelines/iot/edge.yaml").display().to_string();
+    let (url, cache) = (nats.url(), case.dir().display().to_string());
+    let env = [("NATS_SERVERS", url.as_str()), ("KAFKA_BROKERS", &brokers), ("XDG_CACHE_HOME", &cache)];
+    let start = |more: &[&str]| {
+        let args = ["run", &file].into_iter().chain(more.iter().copied());
+        case.start_with(args, &env, &["events failed"])
+    };
+    // Over nothing: it makes the stream and the topic.
+    start(&["--until-caught-up"])?.finish_well(LIMIT)?;
+    jet.publish((0..READINGS / 2).map(published))?;
+    let run = start(&[])?;
+    client.wait_for_events(LIMIT, &["alerts"], 1)?;
+    jet.publish((READINGS / 2..READINGS).map(published))?;
+    run.stop(LIMIT)?;
+    start(&["--until-caught-up"])?.finish_well(LIMIT)?;
+
+    let is_alert = |number: &u64| matches!(reading(*number), Reading::Warning | Reading::Critical);
+    let input: Vec<_> =
+        (0..READINGS).filter(is_alert).map(|number| Seen { key: device(number).into_bytes(), id: number }).collect();
+    let alerts = client.read("alerts")?;
+    let mut output = Vec::new();
+    for partition in alerts.chunk_by(|a, b| a.partition == b.partition) {
+        let mut seen = Vec::new();
+        for alert in partition {
+            let number = alert.header("number")?.parse()?;
+            let severity = if reading(number) == Reading::Critical { "critical" } else { "warning" };
+            ensure!(alert.header("severity")? == severity, "{alert:?}");
+            seen.push(Seen { key: alert.key.clone().unwrap_or_default(), id: number });
+        }
+        output.push(seen);
+    }
+    let report = compare(&input, &output);
+    case.note(&report.describe());
+    exactly_once(&report)?;
+    let mut letters = Vec::new();
+    for letter in jet.read("iot-edge-alert-dead")? {
+        let number = letter.header("number").context("no number")?.parse()?;
+        // It cannot be read, and tells its device all the same.
+        ensure!(letter.header("Fluxmill-Key") == Some(&device(number)), "{letter:?}");
+        letters.push(number);
+    }
+    // Those of two batches are in no order.
+    letters.sort_unstable();
+    let broken: Vec<u64> = (0..READINGS).filter(|number| reading(*number) == Reading::Broken).collect();
+    ensure!(letters == broken, "{} dead letters instead of {}", letters.len(), broken.len());
     Ok(())
 }
 
