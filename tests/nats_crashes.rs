@@ -1,6 +1,6 @@
-//! Engines and a nats-server that die, stop and hang at random, between two streams, with an output whose duplicate window
-//! is too short and with one that covers every outage: what was lost, doubled, invented or reordered. One command with a
-//! seed prints the table of docs/reliability.md.
+//! Engines and a nats-server that die, stop and hang at random, between two streams, with an output whose duplicate
+//! window is too short and with one that covers every outage: what was lost, doubled, invented or reordered. One command
+//! with a seed prints the table of docs/reliability.md.
 //!
 //! `FLUXMILL_NATS_CRASHES` says how many faults there are, and `FLUXMILL_NATS_CRASHES_SEED` which.
 
@@ -21,7 +21,7 @@ use support::workload::{Numbered, stored};
 
 mod support;
 
-/// Events per second of the load, at most; it goes on until the last fault is over. A busy machine has to keep up with it.
+/// Events per second of the load, at most; it goes on until the last fault is over. A busy machine has to keep up.
 const RATE: u64 = 500;
 /// How many faults there are, unless the environment says otherwise.
 const FAULTS: u32 = 8;
@@ -29,7 +29,7 @@ const FAULTS: u32 = 8;
 const ENGINES: usize = 2;
 /// The least that a file may say.
 const ACK_WAIT: &str = ", ack_wait: 1s";
-/// Longer than the ack wait; shorter than it takes a server to give a connection up, after which two engines would read.
+/// Longer than the ack wait; shorter than it takes a server to give a connection up, after which two would read.
 const FROZEN: Duration = Duration::from_secs(3);
 /// Bounds what is in flight, and so what is published once more after each fault.
 const BATCH: &str = "batch: { max_events: 100 }";
@@ -39,8 +39,8 @@ const FUNCTION: &str = ", limits: { timeout: 10s }";
 /// What an engine says when it begins to read, or to wait.
 const READS: &str = "reading stream IN by durable consumer test-main";
 const WAITS: &str = "another process reads stream IN by durable consumer test-main";
-/// What one ends with that misses deliveries since another reads too: after an outage of the server, on a busy machine, the
-/// one that waited may be back long before the one that read (docs/nats.md).
+/// What one ends with that misses deliveries since another reads too: after an outage of the server, on a busy machine,
+/// the one that waited may be back long before the one that read (docs/nats.md).
 const GAVE_WAY: &str = "its messages go to another process, too";
 /// What one ends with that could not finish in time when it was stopped: on a busy machine, or when another reads too.
 const GAVE_UP: &str = "what was in flight did not end within";

@@ -53,8 +53,8 @@ pub(crate) struct Faults<F> {
 }
 
 impl<F: Fault> Faults<F> {
-    /// As many as the environment says under `variable`, or else `count`: each of them once, in any order; then at random.
-    /// Also gives the source of further choices. A note says how to make them all again.
+    /// As many as the environment says under `variable`, or else `count`: each of them once, in any order; then at
+    /// random. Also gives the source of further choices. A note says how to make them all again.
     ///
     /// # Errors
     /// When the environment says no number.

@@ -105,8 +105,8 @@ impl Jet {
         })
     }
 
-    /// Publishes until the server has stored everything, which may go away and come back meanwhile. Each message needs a
-    /// `Nats-Msg-Id`, or may be stored twice.
+    /// Publishes until the server has stored everything, which may go away and come back meanwhile. Each message needs
+    /// a `Nats-Msg-Id`, or may be stored twice.
     ///
     /// # Errors
     /// When the server stays away.
@@ -130,8 +130,8 @@ impl Jet {
         Ok(())
     }
 
-    /// Publishes the messages that `make` gives for 0, 1, 2, ... on a thread of its own, at most `rate` a second, until it
-    /// is told to stop; each is stored in the end, whatever the server goes through. See [`store`](Self::store).
+    /// Publishes the messages that `make` gives for 0, 1, 2, ... on a thread of its own, at most `rate` a second, until
+    /// it is told to stop; each is stored in the end, whatever the server goes through. See [`store`](Self::store).
     ///
     /// # Errors
     /// When the client cannot connect.

@@ -1,5 +1,5 @@
-//! A server in operator mode: the JWTs of an operator, its accounts and their users, signed here, and credentials files as
-//! `nsc` writes them.
+//! A server in operator mode: the JWTs of an operator, its accounts and their users, signed here, and credentials files
+//! as `nsc` writes them.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -69,8 +69,8 @@ fn limits(storage: i64) -> Value {
         "type": "account",
         "version": 2,
         "limits": {
-            "subs": -1, "data": -1, "payload": -1, "imports": -1, "exports": -1, "wildcards": true, "conn": -1, "leaf": -1,
-            "mem_storage": storage, "disk_storage": storage, "streams": storage, "consumer": storage,
+            "subs": -1, "data": -1, "payload": -1, "imports": -1, "exports": -1, "wildcards": true, "conn": -1,
+            "leaf": -1, "mem_storage": storage, "disk_storage": storage, "streams": storage, "consumer": storage,
         },
     })
 }
@@ -93,7 +93,9 @@ fn credentials(account: &KeyPair, expires: Option<i64>) -> anyhow::Result<String
 /// Says of `subject` what `claims` are, signed by `issuer`.
 fn jwt(issuer: &KeyPair, subject: &str, claims: Value, expires: Option<i64>) -> anyhow::Result<String> {
     let now = i64::try_from(SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs())?;
-    let mut body = json!({ "jti": subject, "iat": now, "iss": issuer.public_key(), "name": "tests", "sub": subject, "nats": claims });
+    let mut body = json!({
+        "jti": subject, "iat": now, "iss": issuer.public_key(), "name": "tests", "sub": subject, "nats": claims,
+    });
     if let Some(expires) = expires {
         body["exp"] = json!(now + expires);
     }

@@ -43,9 +43,10 @@ impl Chain {
         let Self { input, out, dead, connection, .. } = self;
         let mut text = format!(
             "name: test\nconnections:\n  edge: {{ nats: {{ servers: [\"${{NATS}}\"]{connection} }} }}\nstreams:\n  \
-             IN: {{ subjects: [\"in.>\"] }}\n  OUT: {{ subjects: [\"out.>\"]{out} }}\n  DEAD: {{ subjects: [dead]{dead} }}\n\
-             pipelines:\n  main:\n    from: {{ nats: {{ stream: IN{input} }} }}\n    to: {{ nats: {{ subject: \
-             \"out.{{key}}\" }} }}\n    on_error:\n      retry: {{ attempts: 2, backoff: 10ms..50ms }}\n      then: {{ \
+             IN: {{ subjects: [\"in.>\"] }}\n  OUT: {{ subjects: [\"out.>\"]{out} }}\n  \
+             DEAD: {{ subjects: [dead]{dead} }}\npipelines:\n  main:\n    \
+             from: {{ nats: {{ stream: IN{input} }} }}\n    to: {{ nats: {{ subject: \"out.{{key}}\" }} }}\n    \
+             on_error:\n      retry: {{ attempts: 2, backoff: 10ms..50ms }}\n      then: {{ \
              dead_letter: {{ nats: {{ subject: dead }} }} }}\n"
         );
         if let Some(wasm) = self.wasm {
