@@ -333,7 +333,7 @@ fn is_absent(error: &BrokerError) -> bool {
 /// ends unseen.
 #[expect(clippy::disallowed_methods, reason = "this is the wiring file")]
 async fn come_back(connection: &ConnectionSpec, target: &TargetSpec) {
-    let topic = target.place();
+    let (topic, atomic) = (target.place(), target.is_atomic());
     loop {
         let (connection, name, runtime) = (connection.clone(), topic.to_owned(), tokio::runtime::Handle::current());
         let look = move || match &connection {
@@ -341,7 +341,7 @@ async fn come_back(connection: &ConnectionSpec, target: &TargetSpec) {
                 runtime.block_on(kafka::admin::check(connection, &[], &[&name], COME_BACK_TIMEOUT))
             }
             ConnectionSpec::Nats(connection) => {
-                let used = nats::admin::Used { subjects: vec![&name], ..Default::default() };
+                let used = nats::admin::Used { subjects: vec![(&name, atomic)], ..Default::default() };
                 runtime.block_on(nats::admin::check(connection, &[], &used, COME_BACK_TIMEOUT))
             }
         };

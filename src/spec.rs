@@ -8,8 +8,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub use nats::{
-    CoreNatsSourceSpec, Discard, NatsAuth, NatsConnection, NatsKey, NatsSourceSpec, Retention, Storage, StreamSpec,
-    subjects_meet, without_dots,
+    ATOMIC_BATCH_MAX, CoreNatsSourceSpec, Discard, NatsAuth, NatsConnection, NatsKey, NatsSourceSpec, Retention,
+    Storage, StreamSpec, subjects_meet, without_dots,
 };
 
 /// Everything one pipeline file (or several together) asks for.
@@ -439,6 +439,8 @@ pub enum TargetSpec {
         connection: String,
         /// The subject; `{key}` in it stands for the event's key.
         subject: String,
+        /// Whether each publication is stored as a whole or not at all.
+        atomic: bool,
     },
     /// A subject of core NATS, which keeps nothing.
     CoreNats {

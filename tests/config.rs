@@ -225,7 +225,7 @@ fn what_is_said_of_nats() {
     assert_eq!((inward.start, inward.key, &inward.subject_header), (StartOffset::Earliest, NatsKey::Header, &None));
     assert!(inward.subjects.is_empty());
     let names: Vec<_> = loaded.spec.streams.iter().map(|stream| stream.name.as_str()).collect();
-    assert_eq!(names, ["ORDERS", "WORK", "edge-orders-inward-dead"], "with that of a default dead letter");
+    assert_eq!(names, ["ORDERS", "WORK", "BATCHED", "edge-orders-inward-dead"], "with that of a default dead letter");
     let orders = &loaded.spec.streams[0];
     assert_eq!((orders.replicas, orders.duplicate_window), (3, Duration::from_secs(600)));
     assert_eq!((orders.storage, orders.retention, orders.discard), (Storage::File, Retention::Limits, Discard::Old));

@@ -172,7 +172,8 @@ async fn what_is_not_in_memory_is_refused() -> anyhow::Result<()> {
     spec.connections.insert("other".into(), other);
     spec.pipelines[0].outputs[0].target = TargetSpec::Kafka { connection: "other".into(), topic: "payments".into() };
     spec.pipelines[0].guarantee = Guarantee::ExactlyOnce;
-    spec.pipelines[1].outputs[0].target = TargetSpec::Nats { connection: "edge".into(), subject: "sent".into() };
+    spec.pipelines[1].outputs[0].target =
+        TargetSpec::Nats { connection: "edge".into(), subject: "sent".into(), atomic: false };
     let memory = MemoryBroker::default();
     let started = pipeline::start(&[spec], &options(&memory), CancellationToken::new()).await;
     let Err(StartError::Broker(errors)) = started else { panic!("it started: {started:?}") };

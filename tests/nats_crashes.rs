@@ -1,6 +1,6 @@
 //! Engines and a nats-server that die, stop and hang at random, between two streams, with an output whose duplicate
-//! window is too short and with one that covers every outage: what was lost, doubled, invented or reordered. One command
-//! with a seed prints the table of docs/reliability.md.
+//! window is too short and with one that covers every outage: what was lost, doubled, invented or reordered. One
+//! command with a seed prints the table of docs/reliability.md.
 //!
 //! `FLUXMILL_NATS_CRASHES` says how many faults there are, and `FLUXMILL_NATS_CRASHES_SEED` which.
 

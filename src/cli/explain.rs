@@ -292,7 +292,8 @@ fn explain_function(out: &mut String, function: &FunctionSpec) {
 }
 
 fn target(target: &TargetSpec) -> String {
-    format!("{} on {}", target.place(), target.connection())
+    let how = if target.is_atomic() { ", in atomic batches" } else { "" };
+    format!("{} on {}{how}", target.place(), target.connection())
 }
 
 /// What is promised, as sentences.

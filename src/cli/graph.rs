@@ -76,7 +76,7 @@ fn topic_name(chain: &ChainSpec, connection: &str, topic: &str) -> String {
 /// Where events go: a topic; or a subject, or the stream that stores it where the file lists that, so that it is one
 /// place with what is read from there.
 fn place(chain: &ChainSpec, target: &TargetSpec) -> String {
-    let (TargetSpec::Nats { connection, subject } | TargetSpec::CoreNats { connection, subject }) = target else {
+    let (TargetSpec::Nats { connection, subject, .. } | TargetSpec::CoreNats { connection, subject }) = target else {
         return target.place().to_owned();
     };
     let stores = |stream: &&StreamSpec| {

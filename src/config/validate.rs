@@ -191,6 +191,7 @@ impl Validator<'_> {
         if let Some(interval) = commit.interval.value {
             spec.commit.interval = interval.duration();
         }
+        self.fits_atomic_batches(&spec, &batch.max_events.span);
         named.then_some(spec)
     }
 

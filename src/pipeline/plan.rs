@@ -51,7 +51,7 @@ pub(super) struct Plan {
 pub(super) struct Built {
     pub(super) source: AnySource,
     pub(super) lanes: Vec<Lane<Stage, AnySink>>,
-    /// One for each connection that is published to; none where the source has the producer of its transactions.
+    /// One for each connection that is published to, on NATS up to two; none where the source has the producer of its transactions.
     pub(super) producers: Vec<AnyProducer>,
     /// What must be run for the producers.
     pub(super) drivers: Vec<AnyDriver>,
@@ -192,11 +192,11 @@ impl Plan {
         Lane { intake, transform, outputs, order, retry, last_resort, sender, metrics }
     }
 
-    /// Each connection has a producer of its own, and the source commits by itself.
+    /// Each connection has producers of its own, and the source commits by itself.
     async fn publishing(&self, tracker: &Arc<Tracker>) -> Result<Publishing, BrokerError> {
         let (mut producers, mut drivers) = (BTreeMap::new(), Vec::new());
-        for (name, targets) in self.targets() {
-            let producer = match (&self.connections[name], &self.memory) {
+        for (key, targets) in self.targets() {
+            let producer = match (&self.connections[key.0], &self.memory) {
                 (ConnectionSpec::Kafka(_), Some(memory)) => AnyProducer::Memory(memory.producer()),
                 (ConnectionSpec::Nats(_), Some(_)) => return Err(not_in_memory("NATS", self.name())),
                 (ConnectionSpec::Kafka(connection), None) => {
@@ -206,15 +206,15 @@ impl Plan {
                     AnyProducer::Kafka(producer)
                 }
                 (ConnectionSpec::Nats(connection), None) => {
-                    let (producer, driver) = NatsProducer::new(connection, &self.client);
+                    let (producer, driver) = NatsProducer::new(connection, &self.client, key.1);
                     drivers.push(AnyDriver::Nats(Box::new(driver)));
                     AnyProducer::Nats(producer)
                 }
             };
-            producers.insert(name, producer);
+            producers.insert(key, producer);
         }
         let life = format!("{:016x}", fastrand::u64(..));
-        let sinks = self.sinks(|target, output| match &producers[target.connection()] {
+        let sinks = self.sinks(|target, output| match &producers[&producer_of(target)] {
             AnyProducer::Kafka(producer) => AnySink::Kafka(producer.sink(target.place())),
             AnyProducer::Nats(producer) => AnySink::Nats(match target {
                 TargetSpec::CoreNats { subject, .. } => producer.core_sink(subject),
@@ -287,14 +287,19 @@ impl Plan {
         Ok(Publishing { source, producers: Vec::new(), drivers, sinks })
     }
 
-    /// What is published to on each connection.
-    fn targets(&self) -> BTreeMap<&str, Vec<&TargetSpec>> {
-        let mut targets: BTreeMap<&str, Vec<&TargetSpec>> = BTreeMap::new();
+    /// What is published to by each producer.
+    fn targets(&self) -> BTreeMap<(&str, bool), Vec<&TargetSpec>> {
+        let mut targets: BTreeMap<(&str, bool), Vec<&TargetSpec>> = BTreeMap::new();
         for target in self.spec.targets() {
-            targets.entry(target.connection()).or_default().push(target);
+            targets.entry(producer_of(target)).or_default().push(target);
         }
         targets
     }
+}
+
+/// Which producer publishes to a target: the connection's, or on NATS the one of its atomic batches.
+fn producer_of(target: &TargetSpec) -> (&str, bool) {
+    (target.connection(), target.is_atomic())
 }
 
 /// A connection with batches that these topics take.

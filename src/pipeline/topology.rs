@@ -118,10 +118,11 @@ pub fn streams_on<'a>(chain: &'a ChainSpec, connection: &str) -> (Vec<&'a Stream
     let streams: BTreeSet<&str> = chain.pipelines.iter().filter_map(stream).collect();
     // Core NATS needs no stream.
     let stored = |target: &'a TargetSpec| match target {
-        TargetSpec::Nats { connection: on, subject } if on == connection => Some(subject.as_str()),
+        TargetSpec::Nats { connection: on, subject, atomic } if on == connection => Some((subject.as_str(), *atomic)),
         _ => None,
     };
-    let subjects: BTreeSet<&str> = chain.pipelines.iter().flat_map(PipelineSpec::targets).filter_map(stored).collect();
+    let targets = chain.pipelines.iter().flat_map(PipelineSpec::targets);
+    let subjects: BTreeSet<(&str, bool)> = targets.filter_map(stored).collect();
     (create, Used { streams: streams.into_iter().collect(), subjects: subjects.into_iter().collect() })
 }
 

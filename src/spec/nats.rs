@@ -35,6 +35,9 @@ pub enum NatsAuth {
     Credentials(Secret),
 }
 
+/// Messages of an atomic batch at most: what a server takes unless it is set to less.
+pub const ATOMIC_BATCH_MAX: usize = 1000;
+
 /// A stream to create when it is missing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StreamSpec {
@@ -62,6 +65,8 @@ pub struct StreamSpec {
     pub max_message_bytes: Option<u32>,
     /// What gives way when a bound is reached.
     pub discard: Discard,
+    /// Whether it takes atomic batches.
+    pub atomic: bool,
 }
 
 impl StreamSpec {
@@ -80,6 +85,7 @@ impl StreamSpec {
             max_messages: None,
             max_message_bytes: None,
             discard: Discard::Old,
+            atomic: false,
         }
     }
 }

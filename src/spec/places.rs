@@ -67,6 +67,11 @@ impl TargetSpec {
             Self::Nats { subject, .. } | Self::CoreNats { subject, .. } => subject,
         }
     }
+
+    /// Whether what is published to it goes in atomic batches.
+    pub fn is_atomic(&self) -> bool {
+        matches!(self, Self::Nats { atomic: true, .. })
+    }
 }
 
 impl ChainSpec {

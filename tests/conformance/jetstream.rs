@@ -89,7 +89,7 @@ impl World for JetStreamWorld {
     }
 
     fn producer(&self, _: &str) -> Result<(AnyProducer, Option<AnyDriver>), BrokerError> {
-        let (producer, driver) = NatsProducer::new(&self.connection, "conformance");
+        let (producer, driver) = NatsProducer::new(&self.connection, "conformance", false);
         Ok((AnyProducer::Nats(producer), Some(AnyDriver::Nats(Box::new(driver)))))
     }
 

@@ -22,8 +22,8 @@ const OLDEST: (i64, i64, i64) = (2, 14, 0);
 pub struct Used<'a> {
     /// Streams that are read.
     pub streams: Vec<&'a str>,
-    /// Subjects that are published to; `{key}` stands for one token.
-    pub subjects: Vec<&'a str>,
+    /// Subjects that are published to, `{key}` stands for one token; and whether in atomic batches.
+    pub subjects: Vec<(&'a str, bool)>,
 }
 
 /// Creates the listed streams that are missing. Returns their names.
@@ -86,9 +86,20 @@ async fn look(
         );
         errors.push(failed(BrokerErrorKind::Settings, format!("read from {address}"), reason));
     }
+    if used.subjects.iter().any(|(_, atomic)| *atomic)
+        && let Some(reason) = connection.knows_no_batches()
+    {
+        errors.push(failed(BrokerErrorKind::Settings, format!("publish atomic batches to {address}"), reason));
+    }
     for spec in create {
         match find(&context, &spec.name, address).await {
-            Ok(Some(config)) => compare(spec, &config),
+            Ok(Some(config)) => {
+                compare(spec, &config);
+                // The subjects are the file's: those that it has may be others.
+                let batches = |(subject, atomic): &&(&str, bool)| *atomic && stores(&spec.subjects, subject);
+                errors
+                    .extend(used.subjects.iter().find(batches).and_then(|(subject, _)| no_batches(subject, &[config])));
+            }
             Ok(None) if may_create => match make(&context, spec, address).await {
                 Ok(()) => made.push(spec.name.clone()),
                 Err(error) => errors.push(error),
@@ -110,13 +121,15 @@ async fn look(
             Err(error) => errors.push(connection.refusal(&error.action).unwrap_or(error)),
         }
     }
-    for subject in &used.subjects {
-        if create.iter().any(|spec| spec.subjects.iter().any(|stored| subjects_meet(stored, subject))) {
+    for (subject, atomic) in &used.subjects {
+        if create.iter().any(|spec| stores(&spec.subjects, subject)) {
             continue;
         }
-        match is_stored(&context, &subject.replace("{key}", "*")).await {
-            Ok(true) => {}
-            Ok(false) => {
+        match takers(&context, &subject.replace("{key}", "*")).await {
+            Ok(streams) if !streams.is_empty() => {
+                errors.extend(atomic.then(|| no_batches(subject, &streams)).flatten());
+            }
+            Ok(_) => {
                 let reason = format!("no stream on {address} stores it; create one, or list it under `streams:`");
                 errors.push(failed(BrokerErrorKind::UnknownTopic, format!("find subject {subject}"), reason));
             }
@@ -142,23 +155,53 @@ async fn find(context: &Context, name: &str, address: &str) -> Result<Option<Con
     }
 }
 
-/// Whether a stream stores some of this subject.
-async fn is_stored(context: &Context, subject: &str) -> Result<bool, String> {
-    use async_nats::jetstream::context::GetStreamByNameErrorKind as Kind;
+/// The streams that store some of this subject.
+async fn takers(context: &Context, subject: &str) -> Result<Vec<Config>, String> {
+    use async_nats::jetstream::context::{GetStreamByNameErrorKind as Missing, GetStreamErrorKind as Gone};
     if !subject.contains('*') {
-        return match context.stream_by_subject(subject).await {
-            Ok(_) => Ok(true),
-            Err(error) if error.kind() == Kind::NotFound => Ok(false),
+        let name = match context.stream_by_subject(subject).await {
+            Ok(name) => name,
+            Err(error) if error.kind() == Missing::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(error.to_string()),
+        };
+        return match context.get_stream(name).await {
+            Ok(stream) => Ok(vec![stream.cached_info().config.clone()]),
+            // Deleted just now.
+            Err(error) if matches!(error.kind(), Gone::JetStream(told) if told.error_code() == ErrorCode::STREAM_NOT_FOUND) => {
+                Ok(Vec::new())
+            }
             Err(error) => Err(error.to_string()),
         };
     }
-    let mut streams = context.streams();
+    let (mut streams, mut takers) = (context.streams(), Vec::new());
     while let Some(stream) = streams.try_next().await.map_err(|error| error.to_string())? {
-        if stream.config.subjects.iter().any(|stored| subjects_meet(stored, subject)) {
-            return Ok(true);
+        if stores(&stream.config.subjects, subject) {
+            takers.push(stream.config);
         }
     }
-    Ok(false)
+    takers.sort_unstable_by(|one, other| one.name.cmp(&other.name));
+    Ok(takers)
+}
+
+/// Whether some of a subject is stored by whoever stores these.
+fn stores(stored: &[String], subject: &str) -> bool {
+    stored.iter().any(|stored| subjects_meet(stored, subject))
+}
+
+/// Why these streams, which store a subject, cannot be given atomic batches for it, if they cannot.
+fn no_batches(subject: &str, streams: &[Config]) -> Option<BrokerError> {
+    let action = format!("publish atomic batches to subject {subject}");
+    let reason = match streams {
+        [one, other, ..] => {
+            format!("a batch is within one stream, but {} and {} store some of its subjects", one.name, other.name)
+        }
+        [one] if !one.allow_atomic_publish => format!(
+            "stream {} takes none: set its `allow_atomic` (`nats stream edit {} --allow-batch`), or write `atomic: false`",
+            one.name, one.name
+        ),
+        _ => return None,
+    };
+    Some(failed(BrokerErrorKind::Settings, action, reason))
 }
 
 async fn make(context: &Context, spec: &StreamSpec, address: &str) -> Result<(), BrokerError> {
@@ -199,6 +242,7 @@ fn config(spec: &StreamSpec) -> Config {
         max_messages_per_subject: -1,
         max_message_size: spec.max_message_bytes.map_or(-1, |most| i32::try_from(most).unwrap_or(i32::MAX)),
         allow_direct: true,
+        allow_atomic_publish: spec.atomic,
         ..Config::default()
     }
 }
@@ -217,6 +261,7 @@ fn compare(spec: &StreamSpec, found: &Config) {
     differs("replicas", found.num_replicas.to_string(), wanted.num_replicas.to_string());
     differs("duplicate window", format!("{:?}", found.duplicate_window), format!("{:?}", wanted.duplicate_window));
     differs("retention", format!("{:?}", found.retention), format!("{:?}", wanted.retention));
+    differs("atomic", found.allow_atomic_publish.to_string(), wanted.allow_atomic_publish.to_string());
     if !others.is_empty() {
         tracing::warn!(
             target: "fluxmill::nats",

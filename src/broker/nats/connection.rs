@@ -25,6 +25,9 @@ const RECONNECT: (Duration, Duration) = (Duration::from_millis(100), Duration::f
 /// Messages that may wait for whoever subscribed. More than are ever asked for.
 const SUBSCRIPTION_CAPACITY: usize = 65_536;
 
+/// The oldest server that knows atomic batches.
+const OLDEST_WITH_BATCHES: (i64, i64, i64) = (2, 12, 0);
+
 /// What a connection is like now. Shared with the client, which tells it.
 #[derive(Debug, Default)]
 pub(super) struct Link {
@@ -161,6 +164,16 @@ impl Connection {
     /// What the server does not permit, as an error of what was being done.
     pub(super) fn refusal(&self, action: &str) -> Option<BrokerError> {
         self.link.denied().map(|words| failed(BrokerErrorKind::Denied, action, words))
+    }
+}
+
+impl Connection {
+    /// Why the server that this is connected to cannot be given atomic batches, if it cannot.
+    pub(super) fn knows_no_batches(&self) -> Option<String> {
+        let (major, minor, patch) = OLDEST_WITH_BATCHES;
+        let version = || self.client.server_info().version;
+        (!self.client.is_server_compatible(major, minor, patch))
+            .then(|| format!("the server is version {}; atomic batches need {major}.{minor} or newer", version()))
     }
 }
 

@@ -1,10 +1,12 @@
 //! Publishes: sinks put messages into a bounded queue, and one driver sends them over one connection, in order, until
-//! each is acknowledged.
+//! each is acknowledged; or atomic batches of them, one at a time.
 
+mod answer;
+mod batch;
 mod driver;
 mod message;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -16,8 +18,10 @@ use crate::broker::pending::Pending;
 use crate::broker::{Acknowledgement, BrokerError, BrokerErrorKind, Sink};
 use crate::delivery::{Slot, TopicPartition, Tracker};
 use crate::event::Publication;
-use crate::spec::NatsConnection;
-use message::Numbered;
+use crate::spec::{ATOMIC_BATCH_MAX, NatsConnection};
+use batch::{Batch, Cut, cut, take_out};
+use driver::Queued;
+use message::{Message, Numbered};
 
 pub use driver::NatsDriver;
 
@@ -26,22 +30,29 @@ const WINDOW_MESSAGES: usize = 8_192;
 /// Bytes that may wait for acknowledgements, in KiB. One message is the least.
 const WINDOW_KIB: usize = 64 << 10;
 
+/// Bytes of the headers that a message gets as one of an atomic batch, or when its stream is asked about it, at most.
+const BATCH_HEADERS: usize = 160;
+
 /// A message on its way.
 struct Outgoing {
     work: Arc<Pending>,
-    /// Which event of the publication.
-    at: u32,
-    subject: String,
-    headers: async_nats::HeaderMap,
-    payload: bytes::Bytes,
+    message: Message,
     /// Whether a stream stores it, and says so.
     is_stored: bool,
     _room: [OwnedSemaphorePermit; 2],
 }
 
+/// Where sinks put what they publish.
+enum Queue {
+    /// Messages, each by itself.
+    Each(mpsc::Sender<Outgoing>),
+    /// Atomic batches.
+    Whole(mpsc::Sender<Batch>),
+}
+
 /// What all sinks of a producer share.
 struct Shared {
-    queue: mpsc::Sender<Outgoing>,
+    queue: Queue,
     room: [Arc<Semaphore>; 2],
     /// The largest message that the server takes, in bytes, once it is known.
     largest: Arc<OnceCell<usize>>,
@@ -58,6 +69,14 @@ impl Shared {
             failed(BrokerErrorKind::Closed, action, "the producer was closed")
         })
     }
+
+    /// Waits for room for so many messages and bytes; none when there will be none.
+    async fn room(&self, messages: usize, bytes: usize) -> Option<[OwnedSemaphorePermit; 2]> {
+        let permits = |count: usize, most: usize| u32::try_from(count.clamp(1, most)).unwrap_or(u32::MAX);
+        let (count, kib) = (permits(messages, WINDOW_MESSAGES), permits(bytes.div_ceil(1024), WINDOW_KIB));
+        let [messages, kibibytes] = self.room.clone();
+        Some([messages.acquire_many_owned(count).await.ok()?, kibibytes.acquire_many_owned(kib).await.ok()?])
+    }
 }
 
 /// A producer over one connection.
@@ -68,9 +87,16 @@ pub struct NatsProducer {
 }
 
 impl NatsProducer {
-    /// Sets a producer up that calls itself `client_id` at the server, with the driver that must be run for it.
-    pub fn new(connection: &NatsConnection, client_id: &str) -> (Self, NatsDriver) {
-        let (queue, messages) = mpsc::channel(WINDOW_MESSAGES);
+    /// Sets a producer up that calls itself `client_id` at the server, with the driver that must be run for it. What is
+    /// published goes in atomic batches when `atomic`, else message by message.
+    pub fn new(connection: &NatsConnection, client_id: &str, atomic: bool) -> (Self, NatsDriver) {
+        let (queue, queued) = if atomic {
+            let (queue, batches) = mpsc::channel(WINDOW_MESSAGES);
+            (Queue::Whole(queue), Queued::Whole(batches))
+        } else {
+            let (queue, messages) = mpsc::channel(WINDOW_MESSAGES);
+            (Queue::Each(queue), Queued::Each(messages))
+        };
         let room = [WINDOW_MESSAGES, WINDOW_KIB].map(|permits| Arc::new(Semaphore::new(permits)));
         let (largest, broken) = (Arc::new(OnceCell::new()), Arc::default());
         let (close, closed) = (CancellationToken::new(), CancellationToken::new());
@@ -81,7 +107,7 @@ impl NatsProducer {
             broken: Arc::clone(&broken),
             address: address(connection),
         });
-        let driver = NatsDriver::new(connection.clone(), client_id, messages, largest, broken, [&close, &closed]);
+        let driver = NatsDriver::new(connection.clone(), client_id, queued, largest, broken, [&close, &closed]);
         (Self { shared, close, closed }, driver)
     }
 
@@ -91,7 +117,7 @@ impl NatsProducer {
     }
 
     /// A sink for a subject of core NATS, in which `{key}` stands for the event's key. What is acknowledged was sent,
-    /// and nobody says whether it arrived.
+    /// and nobody says whether it arrived. Not for atomic batches, which streams store.
     pub fn core_sink(&self, subject: &str) -> NatsSink {
         NatsSink { shared: Arc::clone(&self.shared), subject: subject.into(), sender: None }
     }
@@ -136,6 +162,17 @@ pub enum Origins {
     Unkept(String),
 }
 
+impl Sender {
+    /// Where the events of a slot come from, as a message's id begins.
+    fn place(&self, slot: Slot) -> Option<String> {
+        self.tracker.origin(slot).map(|TopicPartition { topic, partition }| match &self.origins {
+            Origins::Partitions => format!("{topic}:{partition}"),
+            Origins::Stream => topic.to_string(),
+            Origins::Unkept(life) => life.clone(),
+        })
+    }
+}
+
 /// Publishes to one subject.
 #[derive(Clone)]
 pub struct NatsSink {
@@ -159,53 +196,111 @@ impl NatsSink {
         let place = places.entry(origin.slot).or_insert_with(|| sender.place(origin.slot));
         place.as_deref().map(|place| numbered.id(place, origin.offset, at, sender))
     }
-}
 
-impl Sender {
-    /// Where the events of a slot come from, as a message's id begins.
-    fn place(&self, slot: Slot) -> Option<String> {
-        self.tracker.origin(slot).map(|TopicPartition { topic, partition }| match &self.origins {
-            Origins::Partitions => format!("{topic}:{partition}"),
-            Origins::Stream => topic.to_string(),
-            Origins::Unkept(life) => life.clone(),
+    /// The events of a publication as messages, in order.
+    fn messages<'p>(&'p self, publication: &'p Publication) -> impl Iterator<Item = Made> + Send + 'p {
+        let reserved = if matches!(self.shared.queue, Queue::Whole(_)) { BATCH_HEADERS } else { 0 };
+        let largest = self.shared.largest.get().map(|largest| largest.saturating_sub(reserved));
+        let numbered = Numbered::of(publication);
+        let mut places = BTreeMap::new();
+        (0..publication.len()).map(move |at| {
+            let cause = publication.cause(at);
+            let id = self.id(&numbered, publication, at, &mut places);
+            let number = u32::try_from(at).unwrap_or(u32::MAX);
+            let made = message::make(&self.subject, &publication.event(at), [number, cause], id, largest);
+            made.map_err(|(kind, reason)| Unmade { at: number, cause, error: self.refusal(kind, reason) })
         })
     }
+
+    fn refusal(&self, kind: BrokerErrorKind, reason: String) -> BrokerError {
+        failed(kind, format!("publish to {} on {}", self.subject, self.shared.address), reason)
+    }
+
+    /// Each message goes by itself, as soon as there is room for it.
+    async fn publish_each(
+        &self,
+        queue: &mpsc::Sender<Outgoing>,
+        publication: &Publication,
+        work: &Arc<Pending>,
+    ) -> Option<()> {
+        for made in self.messages(publication) {
+            match made {
+                Err(unmade) => work.refuse(unmade.at, unmade.error),
+                Ok(message) => {
+                    let room = self.shared.room(1, message.bytes).await?;
+                    let (work, is_stored) = (Arc::clone(work), self.sender.is_some());
+                    queue.send(Outgoing { work, message, is_stored, _room: room }).await.ok()?;
+                }
+            }
+        }
+        Some(())
+    }
+
+    /// All go together, as far as they fit into one batch.
+    async fn publish_whole(
+        &self,
+        queue: &mpsc::Sender<Batch>,
+        publication: &Publication,
+        work: &Arc<Pending>,
+    ) -> Option<()> {
+        let causes: Vec<u32> = (0..publication.len()).map(|at| publication.cause(at)).collect();
+        let mut made = self.messages(publication);
+        for cut in cut(&causes, ATOMIC_BATCH_MAX) {
+            let range = match cut {
+                Cut::Fits(range) => range,
+                Cut::TooMany(range) => {
+                    let events = range.len();
+                    let reason = format!(
+                        "{events} events were made of one, and an atomic batch holds at most {ATOMIC_BATCH_MAX}"
+                    );
+                    for made in made.by_ref().take(events) {
+                        let at = made.map_or_else(|unmade| unmade.at, |message| message.at);
+                        work.refuse(at, self.refusal(BrokerErrorKind::Refused, reason.clone()));
+                    }
+                    continue;
+                }
+            };
+            let (mut messages, mut refused) = (Vec::with_capacity(range.len()), BTreeSet::new());
+            for made in made.by_ref().take(range.len()) {
+                match made {
+                    Ok(message) => messages.push(message),
+                    Err(unmade) => {
+                        refused.insert(unmade.cause);
+                        work.refuse(unmade.at, unmade.error);
+                    }
+                }
+            }
+            take_out(work, &mut messages, &refused);
+            if messages.is_empty() {
+                continue;
+            }
+            // Room for all of it at once: two that had half of theirs would wait for each other.
+            let room = self.shared.room(messages.len(), messages.iter().map(|message| message.bytes).sum()).await?;
+            queue.send(Batch { work: Arc::clone(work), messages, _room: room }).await.ok()?;
+        }
+        Some(())
+    }
+}
+
+/// An event as a message, or why it cannot be one.
+type Made = Result<Message, Unmade>;
+
+/// An event that cannot be a message.
+struct Unmade {
+    at: u32,
+    cause: u32,
+    error: BrokerError,
 }
 
 impl Sink for NatsSink {
     async fn publish(&self, publication: Publication) -> Result<Acknowledgement, BrokerError> {
         // One more than there are, until all were handed over.
         let (work, end) = Pending::new(u32::try_from(publication.len() + 1).unwrap_or(u32::MAX));
-        let broken = || self.shared.why_broken(&self.subject);
-        let largest = self.shared.largest.get().copied();
-        let numbered = Numbered::of(&publication);
-        let mut places = BTreeMap::new();
-        for at in 0..publication.len() {
-            let id = self.id(&numbered, &publication, at, &mut places);
-            let number = u32::try_from(at).unwrap_or(u32::MAX);
-            let made = message::make(&self.subject, &publication.event(at), id, largest);
-            let (subject, headers, payload, bytes) = match made {
-                Ok(made) => made,
-                Err((kind, reason)) => {
-                    let action = format!("publish to {} on {}", self.subject, self.shared.address);
-                    work.refuse(number, failed(kind, action, reason));
-                    continue;
-                }
-            };
-            let kib = u32::try_from(bytes.div_ceil(1024).clamp(1, WINDOW_KIB)).unwrap_or(u32::MAX);
-            let [messages, kibibytes] = &self.shared.room;
-            let (Ok(one), Ok(size)) =
-                (messages.clone().acquire_owned().await, kibibytes.clone().acquire_many_owned(kib).await)
-            else {
-                return Err(broken());
-            };
-            let room = [one, size];
-            let (work, is_stored) = (Arc::clone(&work), self.sender.is_some());
-            let outgoing = Outgoing { work, at: number, subject, headers, payload, is_stored, _room: room };
-            if self.shared.queue.send(outgoing).await.is_err() {
-                return Err(broken());
-            }
-        }
+        let handed_over = match &self.shared.queue {
+            Queue::Each(queue) => self.publish_each(queue, &publication, &work).await,
+            Queue::Whole(queue) => self.publish_whole(queue, &publication, &work).await,
+        };
+        handed_over.ok_or_else(|| self.shared.why_broken(&self.subject))?;
         work.acknowledge(1);
         let (shared, subject) = (Arc::clone(&self.shared), Arc::clone(&self.subject));
         Ok(Box::pin(async move { end.await.unwrap_or_else(|_| Err(shared.why_broken(&subject))) }))
@@ -223,3 +318,6 @@ impl std::fmt::Debug for NatsSink {
         f.debug_struct("NatsSink").field("subject", &self.subject).finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests;

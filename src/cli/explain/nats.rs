@@ -30,6 +30,11 @@ const TO_CORE: &str =
     "  To core NATS it is AT MOST ONCE: who listens at that moment has it, and nobody acknowledges it. What is on its way
   when the connection breaks is lost.
 ";
+const IN_BATCHES: &str =
+    "  Atomic outputs are stored batch by batch, of 1000 messages at most, each as a whole or not at all. What one event
+  became there is never parted; nor is what a batch of events became, unless it is more, or some of it is run again. An
+  event of which more than 1000 are made, or of which one is refused, fails as a whole.
+";
 const BY_SUBJECT: &str =
     "  Order: events are run and published in the order in which they come, one batch at a time: by one lane, whatever
   `lanes` says. Processes of one queue group share them in no order.
@@ -85,6 +90,9 @@ pub(super) fn stream(out: &mut String, stream: &StreamSpec) {
         };
         let _ = write!(out, "; at most {}: {gives_way}", bounds.join(", "));
     }
+    if stream.atomic {
+        out.push_str("; takes atomic batches");
+    }
     out.push('\n');
 }
 
@@ -122,6 +130,9 @@ pub(super) fn publishes(pipeline: &PipelineSpec) -> String {
     let again = !matches!(pipeline.source, SourceSpec::CoreNats(_));
     if again && pipeline.targets().any(|target| matches!(target, TargetSpec::Nats { .. })) {
         text += TO_NATS;
+    }
+    if pipeline.targets().any(TargetSpec::is_atomic) {
+        text += IN_BATCHES;
     }
     if pipeline.targets().any(|target| matches!(target, TargetSpec::CoreNats { .. })) {
         text += TO_CORE;

@@ -2,7 +2,7 @@
 
 use super::super::read::{Field, Item, Read, Reader};
 use super::super::scalar::{
-    ConnectionName, DurableName, HeaderText, Millis, QueueName, SecretValue, Server, Size, Start, StreamName,
+    ConnectionName, DurableName, Flag, HeaderText, Millis, QueueName, SecretValue, Server, Size, Start, StreamName,
     SubjectFilter, TargetSubject, UserName, Whole,
 };
 use super::super::shape::{FieldShape, Need, Object, Shape, Word};
@@ -53,6 +53,8 @@ objects! {
         max_message_size: Size<1, 0x400_0000> = optional("the server's `max_payload`"),
         /// What gives way when a bound is reached.
         discard: Discard = default("old"),
+        /// Whether it takes atomic batches, which targets with `atomic: true` publish. Needs nats-server 2.12.
+        atomic: Flag = default("false"),
         /// The connection.
         connection: ConnectionName = optional("the only connection to NATS"),
     }
@@ -109,6 +111,8 @@ objects! {
         subject: TargetSubject = required,
         /// The connection.
         connection: ConnectionName = optional("the only connection to NATS"),
+        /// Whether what one batch of events became here is stored as a whole or not at all, up to 1,000 messages. It is slower. The stream must take atomic batches.
+        atomic: Flag = default("false"),
     }
     later {}
 }

@@ -214,6 +214,7 @@ impl Validator<'_> {
                 Discard::Old => spec::Discard::Old,
                 Discard::New => spec::Discard::New,
             },
+            atomic: stream.atomic.value?.0,
         })
     }
 
@@ -309,8 +310,54 @@ impl Validator<'_> {
 
     pub(super) fn nats_target(&mut self, nth: usize, target: &NatsTarget, role: Role) -> Option<spec::TargetSpec> {
         let connection = self.connection_of(&target.connection, Some(Broker::Nats));
-        let subject = &target.subject.value.as_ref()?.0;
-        self.stored_subject(nth, connection, subject, &target.subject.span, role)
+        let (subject, atomic) = (&target.subject.value.as_ref()?.0, target.atomic.value?.0);
+        let made = self.stored_subject(nth, connection, subject, &target.subject.span, role)?;
+        let spec::TargetSpec::Nats { connection, subject, .. } = made else { return Some(made) };
+        if atomic {
+            self.takes_batches(&connection, &subject, &target.atomic.span);
+        }
+        Some(spec::TargetSpec::Nats { connection, subject, atomic })
+    }
+
+    /// What is published in atomic batches needs one stream that takes them, as far as the file lists streams.
+    fn takes_batches(&mut self, connection: &str, subject: &str, span: &Span) {
+        let file = self.file;
+        let listed = file.streams.value.as_ref().map_or(&[][..], |map| &map.entries);
+        let stores = |entry: &&Named<language::Stream>| {
+            let Some(stream) = &entry.value else { return false };
+            let on = stream.connection.value.as_ref().is_none_or(|name| name.0 == connection);
+            let subjects = stream.subjects.value.as_deref().unwrap_or(&[]);
+            on && subjects.iter().any(|stored| subjects_meet(&stored.value.0, subject))
+        };
+        let streams: Vec<_> = listed.iter().filter(stores).collect();
+        let refuses = |entry: &&&Named<language::Stream>| {
+            entry.value.as_ref().is_some_and(|stream| stream.atomic.value.is_some_and(|flag| !flag.0))
+        };
+        if let [one, other, ..] = streams.as_slice() {
+            let message = format!(
+                "an atomic batch is within one stream, but `{}` and `{}` store `{subject}`",
+                one.name, other.name
+            );
+            let mistake = Mistake::at(Kind::StreamSettings, span.clone(), message).other(other.span.clone(), "here");
+            self.mistakes
+                .push(mistake.help("list one stream for all subjects that this target has, or write `atomic: false`"));
+        } else if let Some(stream) = streams.iter().find(refuses) {
+            let message = format!("stream `{}` takes no atomic batches", stream.name);
+            let mistake =
+                Mistake::at(Kind::StreamSettings, span.clone(), message).other(stream.span.clone(), "this stream");
+            self.mistakes.push(mistake.help("add `atomic: true` to the stream"));
+        }
+    }
+
+    /// Where each publication is stored as a whole, a batch of events is one at most.
+    pub(super) fn fits_atomic_batches(&mut self, pipeline: &spec::PipelineSpec, span: &Span) {
+        let (events, most) = (pipeline.batch.max_events, spec::ATOMIC_BATCH_MAX);
+        if events > most && pipeline.targets().any(spec::TargetSpec::is_atomic) {
+            let message =
+                format!("batches of {events} events do not fit into atomic batches, of at most {most} messages");
+            let help = format!("write `max_events: {most}` or less, or take `atomic: true` away");
+            self.mistakes.push(Mistake::at(Kind::OutOfBounds, span.clone(), message).help(help));
+        }
     }
 
     /// A subject to write to that a stream stores.
@@ -323,7 +370,7 @@ impl Validator<'_> {
         role: Role,
     ) -> Option<spec::TargetSpec> {
         let (connection, subject) = self.wire_subject(nth, connection, subject, span, role)?;
-        Some(spec::TargetSpec::Nats { connection, subject })
+        Some(spec::TargetSpec::Nats { connection, subject, atomic: false })
     }
 
     /// Notes that a pipeline writes to a subject, if it can.
@@ -360,7 +407,8 @@ pub(super) fn default_dead_letter_stream(
     pipeline: &spec::PipelineSpec,
     listed: &[spec::StreamSpec],
 ) -> Option<spec::StreamSpec> {
-    let spec::LastResort::DeadLetter(spec::TargetSpec::Nats { connection, subject }) = &pipeline.on_error.then else {
+    let spec::LastResort::DeadLetter(spec::TargetSpec::Nats { connection, subject, .. }) = &pipeline.on_error.then
+    else {
         return None;
     };
     let takes = |stream: &spec::StreamSpec| {

@@ -210,6 +210,18 @@ impl Jet {
         })
     }
 
+    /// Deletes a consumer.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub(crate) fn delete_consumer(&self, stream: &str, durable: &str) -> anyhow::Result<()> {
+        self.runtime.block_on(async {
+            let stream = self.context.get_stream(stream).await?;
+            stream.delete_consumer(durable).await?;
+            Ok(())
+        })
+    }
+
     /// Everything that a stream holds, in order.
     ///
     /// # Errors

@@ -8,6 +8,19 @@ use crate::broker::BrokerErrorKind;
 use crate::broker::nats::mapping;
 use crate::event::{EventRef, Publication};
 
+/// An event of a publication as a message.
+pub(super) struct Message {
+    /// Which event of the publication.
+    pub(super) at: u32,
+    /// The row of the input that it was made of.
+    pub(super) cause: u32,
+    pub(super) subject: String,
+    pub(super) headers: HeaderMap,
+    pub(super) payload: Bytes,
+    /// Headers and payload on the wire.
+    pub(super) bytes: usize,
+}
+
 /// The events of a publication with their numbers among those of one cause.
 pub(super) struct Numbered<'a> {
     publication: &'a Publication,
@@ -26,18 +39,17 @@ impl<'a> Numbered<'a> {
     }
 }
 
-type Made = (String, HeaderMap, Bytes, usize);
-
-/// Subject, headers, payload and size of an event's message. `largest` is what the server takes.
+/// The message of an event. `largest` is what the server takes.
 ///
 /// # Errors
 /// Why there is none.
 pub(super) fn make(
     template: &str,
     event: &EventRef<'_>,
+    [at, cause]: [u32; 2],
     id: Option<String>,
     largest: Option<usize>,
-) -> Result<Made, (BrokerErrorKind, String)> {
+) -> Result<Message, (BrokerErrorKind, String)> {
     let subject = mapping::subject(template, event.key).map_err(|reason| (BrokerErrorKind::Refused, reason))?;
     let mut headers = mapping::encode(event.key, event.value.is_none(), event.timestamp, event.headers.clone());
     if let Some(id) = id {
@@ -51,7 +63,7 @@ pub(super) fn make(
                 format!("it has {bytes} bytes with its headers, and the server takes {largest} (`max_payload`)");
             Err((BrokerErrorKind::TooLarge, reason))
         }
-        _ => Ok((subject, headers, Bytes::copy_from_slice(value), bytes)),
+        _ => Ok(Message { at, cause, subject, headers, payload: Bytes::copy_from_slice(value), bytes }),
     }
 }
 
