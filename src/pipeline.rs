@@ -96,7 +96,7 @@ pub async fn start(chains: &[ChainSpec], options: &RunOptions, stop: Cancellatio
         if options.until_caught_up && matches!(pipeline.source, SourceSpec::CoreNats(_)) {
             return Err(StartError::NotKept(name));
         }
-        tracing::info!("pipeline {name}: core NATS keeps nothing, and what goes over it is delivered at most once");
+        tracing::info!("pipeline {name}: core NATS keeps nothing, and what goes over it may be lost");
     }
     // What the files say wrong comes first: it needs no broker to be told.
     let engine = engine(chains, options).map_err(StartError::Engine)?;

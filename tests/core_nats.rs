@@ -18,7 +18,7 @@ mod support;
 /// The longest that a part of a test may take on a loaded machine.
 const LIMIT: Duration = Duration::from_secs(120);
 /// What is told of a promise that is less than others.
-const AT_MOST_ONCE: &str = "core NATS keeps nothing, and what goes over it is delivered at most once";
+const MAY_BE_LOST: &str = "core NATS keeps nothing, and what goes over it may be lost";
 /// What a process says whose server went away.
 const OUTAGE: &str = "is not reachable; waiting for it";
 
@@ -66,7 +66,8 @@ impl Setup {
 
     /// Runs, and waits until it reads.
     fn run_until_it_reads(&self, case: &Case, expected: &[&str]) -> anyhow::Result<Fluxmill> {
-        let run = self.run(case, &[], expected)?;
+        // Longer than a function may hang that is called several times.
+        let run = self.run(case, &["--drain-timeout", "90s"], expected)?;
         self.core.wait_for_reader(LIMIT, "in.probe")?;
         Ok(run)
     }
@@ -119,7 +120,7 @@ fn subjects_go_through_a_function_to_subjects(case: &Case) -> anyhow::Result<()>
     ensure!(header("Nats-Msg-Id").is_none(), "{first:?}");
     ensure!(numbers(&came[1..]) == (0..5_000).collect::<Vec<_>>(), "not in order");
     let ended = run.stop(LIMIT)?;
-    ensure!(ended.stderr.matches(AT_MOST_ONCE).count() == 1, "{}", ended.stderr);
+    ensure!(ended.stderr.matches(MAY_BE_LOST).count() == 1, "{}", ended.stderr);
     Ok(())
 }
 
@@ -175,7 +176,7 @@ fn what_finds_no_room_is_lost_and_told(case: &Case) -> anyhow::Result<()> {
     const EVENTS: u64 = 300_000;
     const LOST: &str = "came faster than they are processed and are lost";
     let function = format!(
-        "    function: {{ wasm: \"{}\", limits: {{ timeout: 15s }} }}\n    lanes: 1\n    batch: {{ max_events: 1000 }}\n    \
+        "    function: {{ wasm: \"{}\", limits: {{ timeout: 5s }} }}\n    lanes: 1\n    batch: {{ max_events: 1000 }}\n    \
          on_error: {{ retry: {{ attempts: 1 }}, then: drop }}\n",
         guest("faulty").display()
     );

@@ -110,7 +110,7 @@ impl MemoryBroker {
     pub fn prepare(&self, create: &[&TopicSpec], used: &[&str]) -> Result<Vec<String>, Vec<BrokerError>> {
         let (mut made, mut errors) = (Vec::new(), Vec::new());
         for topic in create.iter().filter(|topic| !self.has(&topic.topic)) {
-            match self.create_topic(&topic.topic, u16::try_from(topic.partitions).unwrap_or(0)) {
+            match self.create_topic(&topic.topic, u16::try_from(topic.partitions).unwrap_or(u16::MAX)) {
                 Ok(()) => made.push(topic.topic.clone()),
                 Err(error) => errors.push(error),
             }

@@ -137,7 +137,7 @@ objects! {
     struct Connection {
         /// Apache Kafka, or what speaks its protocol.
         kafka: Kafka = optional("`nats`"),
-        /// NATS with JetStream.
+        /// NATS, with JetStream or without.
         nats: Nats = optional("`kafka`"),
     }
     later {

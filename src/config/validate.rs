@@ -261,7 +261,15 @@ impl Validator<'_> {
                     WhenMissing::Wait => spec::WhenMissing::Wait,
                 };
                 let target = dead.dead_letter.value.as_ref();
-                target.and_then(|target| self.target(nth, target, Role::DeadLetter)).map(spec::LastResort::DeadLetter)
+                let target = target.and_then(|target| self.target(nth, target, Role::DeadLetter));
+                if when_missing == spec::WhenMissing::Wait && matches!(target, Some(spec::TargetSpec::CoreNats { .. }))
+                {
+                    let message = "core NATS has nothing that could be missing, or be waited for";
+                    let mistake = Mistake::at(Kind::OneBroker, dead.when_missing.span.clone(), message);
+                    self.mistakes
+                        .push(mistake.help("delete `when_missing`, or send dead letters to a stream or a topic"));
+                }
+                target.map(spec::LastResort::DeadLetter)
             }
             None if on_error.then.is_written() => None,
             None => self.default_dead_letter(nth, entry, prefix, source),

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{Secret, StartOffset, TlsSpec};
 
-/// How to reach a NATS system with JetStream.
+/// How to reach a NATS system.
 #[derive(Clone, Debug)]
 pub struct NatsConnection {
     /// Addresses, `nats://host:port` or `tls://host:port`; without user and password.

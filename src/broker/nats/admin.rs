@@ -91,20 +91,17 @@ async fn look(
     {
         errors.push(failed(BrokerErrorKind::Settings, format!("publish atomic batches to {address}"), reason));
     }
+    let mut new = Vec::new();
     for spec in create {
         match find(&context, &spec.name, address).await {
-            Ok(Some(config)) => {
-                compare(spec, &config);
-                // The subjects are the file's: those that it has may be others.
-                let batches = |(subject, atomic): &&(&str, bool)| *atomic && stores(&spec.subjects, subject);
-                errors
-                    .extend(used.subjects.iter().find(batches).and_then(|(subject, _)| no_batches(subject, &[config])));
+            Ok(Some(config)) => compare(spec, &config),
+            Ok(None) => {
+                new.push(spec);
+                match if may_create { make(&context, spec, address).await } else { Ok(()) } {
+                    Ok(()) => made.push(spec.name.clone()),
+                    Err(error) => errors.push(error),
+                }
             }
-            Ok(None) if may_create => match make(&context, spec, address).await {
-                Ok(()) => made.push(spec.name.clone()),
-                Err(error) => errors.push(error),
-            },
-            Ok(None) => made.push(spec.name.clone()),
             Err(error) => errors.push(connection.refusal(&error.action).unwrap_or(error)),
         }
     }
@@ -122,7 +119,8 @@ async fn look(
         }
     }
     for (subject, atomic) in &used.subjects {
-        if create.iter().any(|spec| stores(&spec.subjects, subject)) {
+        // One that was there may have other subjects than those that are listed.
+        if new.iter().any(|spec| stores(&spec.subjects, subject)) {
             continue;
         }
         match takers(&context, &subject.replace("{key}", "*")).await {

@@ -50,6 +50,11 @@ impl Link {
         (!self.down.load(Ordering::Acquire)).then_some(epoch)
     }
 
+    /// How many messages found no room, at least: the client may not tell of all.
+    pub(super) fn slow(&self) -> u64 {
+        self.slow.load(Ordering::Relaxed)
+    }
+
     /// What the server does not permit, in its words.
     pub(super) fn denied(&self) -> Option<String> {
         self.denied.lock().unwrap_or_else(PoisonError::into_inner).clone()
@@ -74,9 +79,9 @@ impl Link {
                 }
             }
             Event::SlowConsumer(_) => {
-                // Nothing is lost: the server delivers it again.
+                // A stream's server delivers it again; of core NATS it is lost, and its source tells.
                 if self.slow.fetch_add(1, Ordering::Relaxed) == 0 {
-                    tracing::warn!(target: "fluxmill::nats", "{}: a message found no room; it is fetched again", self.address);
+                    tracing::debug!(target: "fluxmill::nats", "{}: a message found no room", self.address);
                 }
             }
             Event::ServerError(ServerError::Other(words)) if words.to_lowercase().contains("permissions violation") => {

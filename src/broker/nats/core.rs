@@ -1,6 +1,7 @@
 //! A source on core NATS: subjects, shared by the members of a queue group. At most once: what is published while
-//! nobody reads is not kept, and what a process has taken when it crashes is gone with it. A stop that drains loses
-//! nothing of what had come.
+//! nobody reads is not kept, and what a process has taken when it crashes is gone with it. A stop that drains
+//! loses nothing of what had come; what the server was just sending may be lost, since the client forgets a
+//! subscription as soon as it has told the server that it ends.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -48,7 +49,7 @@ impl CoreSource {
             let action = || format!("subscribe to {subject} on {}", connection.address);
             subscribers.push(subscribed.map_err(|error| failed(BrokerErrorKind::Fatal, action(), error))?);
         }
-        // Only what is published from now on can come: somebody may wait for this line.
+        // What is published from now on comes, once the server has read this.
         if connection.client.flush().await.is_ok() {
             let (subjects, queue) = (self.spec.subjects.join(", "), &self.spec.queue);
             tracing::info!(target: "fluxmill::nats", "reads {subjects} in queue group {queue}");
@@ -122,14 +123,15 @@ impl<'a> Waiting<'a> {
         }
     }
 
-    /// Says how many messages were lost, if there are more than when that was said last.
-    fn tell(&mut self, ends: bool) {
-        let (told, at) = self.said;
-        if self.lost == told || !(ends || at.is_none_or(|at| at.elapsed() >= SAY_INTERVAL)) {
+    /// Says how many messages were lost, if there are more than when that was said last; `slow` found no room in the
+    /// client.
+    fn tell(&mut self, slow: u64, ends: bool) {
+        let (all, (told, at)) = (self.lost + slow, self.said);
+        if all == told || !(ends || at.is_none_or(|at| at.elapsed() >= SAY_INTERVAL)) {
             return;
         }
-        self.said = (self.lost, Some(Instant::now()));
-        let (new, all, address, subjects) = (self.lost - told, self.lost, self.address, self.spec.subjects.join(", "));
+        self.said = (all, Some(Instant::now()));
+        let (new, address, subjects) = (all - told, self.address, self.spec.subjects.join(", "));
         tracing::warn!(target: "fluxmill::nats", "{address}: {new} messages of {subjects} came faster than they are processed and are lost ({all} so far)");
     }
 }
@@ -151,7 +153,7 @@ impl Reader<'_> {
                 return Err(refusal);
             }
             self.waiting.hand_over(context);
-            self.waiting.tell(false);
+            self.waiting.tell(self.connection.link.slow(), false);
             let message = tokio::select! {
                 message = self.subscribers.next() => Some(message.ok_or_else(|| self.gone())?),
                 () = context.bell.rung() => None,
@@ -182,7 +184,7 @@ impl Reader<'_> {
         }
         let drained = self.waiting.messages.is_empty() && tracker.drained(&[self.slot]);
         self.waiting.lost += self.waiting.messages.len() as u64;
-        self.waiting.tell(true);
+        self.waiting.tell(self.connection.link.slow(), true);
         Ok(if drained { SourceEnd::Drained } else { SourceEnd::DrainTimedOut })
     }
 

@@ -18,17 +18,21 @@ const TO_NATS: &str =
     "  To NATS it is effectively once, as long as the stream's duplicate window covers the time between an event's two
   publications, and functions make the same of the same event: each message has an id made of where its event came
   from, and the server drops what it knows. The ids of a longer outage are forgotten, and its events are doubled.
-  Readers see events as soon as they are published. After an outage of the server, or when its stream was full, a newer
-  event may stand in front of an older one of its key.
+  Readers see events as soon as they are published.
+";
+const REORDERED: &str = "  After an outage of the server, or when its stream was full, a newer event may stand in front of an older one of its
+  key, but not in atomic outputs.
 ";
 const FROM_CORE: &str = "  guarantee: AT MOST ONCE
   Core NATS keeps nothing: what is published while no process of the queue group reads is lost, and so is what a
   process has taken when it crashes, and what comes faster than it is processed. A stop that drains in time loses
-  nothing of what had come.
+  nothing of what had come, but may lose what the server was just sending.
 ";
 const TO_CORE: &str =
-    "  To core NATS it is AT MOST ONCE: who listens at that moment has it, and nobody acknowledges it. What is on its way
-  when the connection breaks is lost.
+    "  To core NATS nothing is promised but that it was sent: who listens at that moment has it, and nobody acknowledges
+  it. What is on its way when the connection breaks is LOST, and so is what a pipeline of this run that reads it has
+  not yet subscribed to at the start, or does not read any more at the stop. What is run again after a crash is sent
+  again.
 ";
 const IN_BATCHES: &str =
     "  Atomic outputs are stored batch by batch, of 1000 messages at most, each as a whole or not at all. What one event
@@ -36,8 +40,8 @@ const IN_BATCHES: &str =
   event of which more than 1000 are made, or of which one is refused, fails as a whole.
 ";
 const BY_SUBJECT: &str =
-    "  Order: events are run and published in the order in which they come, one batch at a time: by one lane, whatever
-  `lanes` says. Processes of one queue group share them in no order.
+    "  Order: events of each of these subjects are run and published in the order in which they come, one batch at a time:
+  by one lane, whatever `lanes` says. Processes of one queue group share them in no order.
 ";
 const BY_STREAM: &str =
     "  Order: events of the stream are run and published in order, one batch at a time: by one lane, whatever `lanes`
@@ -130,6 +134,9 @@ pub(super) fn publishes(pipeline: &PipelineSpec) -> String {
     let again = !matches!(pipeline.source, SourceSpec::CoreNats(_));
     if again && pipeline.targets().any(|target| matches!(target, TargetSpec::Nats { .. })) {
         text += TO_NATS;
+        if pipeline.targets().any(|target| matches!(target, TargetSpec::Nats { atomic: false, .. })) {
+            text += REORDERED;
+        }
     }
     if pipeline.targets().any(TargetSpec::is_atomic) {
         text += IN_BATCHES;

@@ -10,7 +10,7 @@ use super::super::tree::Node;
 use super::{Span, Tls, doc};
 
 objects! {
-    /// How to reach NATS with JetStream. Who this is, is said in one way at most: `user` and `password`, `token`, `nkey` or `credentials`.
+    /// How to reach NATS. Who this is, is said in one way at most: `user` and `password`, `token`, `nkey` or `credentials`.
     struct Nats {
         /// Addresses, each `nats://host:port` or, with TLS, `tls://host:port`.
         servers: Vec<Item<Server>> = required,

@@ -30,7 +30,8 @@ impl Validator<'_> {
     pub(super) fn wire_core(&mut self, nth: usize, source: &CoreNatsSourceSpec, span: &Span) {
         let cluster = self.cluster(&source.connection);
         source.subjects.iter().for_each(|subject| self.place(&source.connection, subject, span));
-        let topic = Place { cluster, name: source.subjects.join(", "), subjects: Some(source.subjects.clone()) };
+        let topic =
+            Place { cluster, name: source.subjects.join(", "), subjects: Some(source.subjects.clone()), is_core: true };
         let role = Role::Input { group: Some(source.queue.clone()) };
         self.wiring.wires.push(Wire { pipeline: nth, role, topic, span: span.clone() });
     }

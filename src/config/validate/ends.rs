@@ -144,9 +144,11 @@ impl Validator<'_> {
         for entry in self.file.topics.value.as_ref().map_or(&[][..], |map| &map.entries) {
             let is_topic = self.checked(names::topic(&entry.name), &entry.span);
             let Some(topic) = &entry.value else { continue };
-            // With one connection it is that one, whatever it reaches.
-            let only = self.file.connections.value.as_ref().is_some_and(|map| map.entries.len() == 1);
-            let broker = (!only && !topic.connection.is_written()).then_some(Broker::Kafka);
+            // With one connection it is that one, whatever it reaches; of several the only one to Kafka.
+            let known = self.file.connections.value.as_ref().map_or(&[][..], |map| &map.entries);
+            let to_kafka = known.iter().filter(|entry| self.broker_of(&entry.name) == Some(Broker::Kafka)).count();
+            let is_one_of_several = known.len() > 1 && to_kafka == 1 && !topic.connection.is_written();
+            let broker = is_one_of_several.then_some(Broker::Kafka);
             let Some(connection) = self.connection_of(&topic.connection, broker).filter(|_| is_topic) else { continue };
             self.place(&connection, &entry.name, &entry.span);
             match self.topic_of(&connection) {
@@ -156,20 +158,29 @@ impl Validator<'_> {
                     streams.extend(stream.map(|stream| (stream, entry.span.clone())));
                 }
                 // A subject needs no making.
-                Some(TopicOf::Core) | None => {}
+                Some(TopicOf::Core) => {
+                    self.checked(names::subject(&entry.name, names::Subject::Filter), &entry.span);
+                    self.has_settings(entry, topic, "a subject of core NATS", "delete them: nothing is kept there");
+                }
+                None => {}
             }
         }
         (topics, streams)
     }
 
+    /// Settings of a topic that is none of Kafka's.
+    fn has_settings(&mut self, entry: &Named<Topic>, topic: &Topic, is: &str, help: &str) {
+        if topic.settings.value.as_ref().is_some_and(|settings| !settings.entries.is_empty()) {
+            let message = format!("`settings` are Kafka's, and topic `{}` is {is} here", entry.name);
+            self.mistakes.push(Mistake::at(Kind::StreamSettings, key_of(&topic.settings), message).help(help));
+        }
+    }
+
     fn topic_stream(&mut self, entry: &Named<Topic>, topic: &Topic, connection: &str) -> Option<StreamSpec> {
         let name = without_dots(&entry.name);
         let subject = self.checked(names::subject(&entry.name, names::Subject::Filter), &entry.span);
-        if topic.settings.value.as_ref().is_some_and(|settings| !settings.entries.is_empty()) {
-            let message = format!("`settings` are Kafka's, and topic `{}` is a stream of NATS here", entry.name);
-            let help = format!("list it as a stream: `streams: {{ {name}: {{ subjects: [{}] }} }}`", entry.name);
-            self.mistakes.push(Mistake::at(Kind::StreamSettings, key_of(&topic.settings), message).help(help));
-        }
+        let help = format!("list it as a stream: `streams: {{ {name}: {{ subjects: [{}] }} }}`", entry.name);
+        self.has_settings(entry, topic, "a stream of NATS", &help);
         let replicas = topic.replication.value.map_or(1, |copies| copies.0);
         if replicas > REPLICAS_MAX {
             let message = format!("a stream of NATS has at most {REPLICAS_MAX} copies");

@@ -71,7 +71,7 @@ impl Validator<'_> {
                 self.wiring.wires.push(Wire {
                     pipeline: nth,
                     role: Role::Input { group: group.map(str::to_owned) },
-                    topic: Place { cluster, name: topic.clone(), subjects: None },
+                    topic: Place { cluster, name: topic.clone(), subjects: None, is_core: false },
                     span: item.span.clone(),
                 });
             }
@@ -99,7 +99,8 @@ impl Validator<'_> {
         }
         let connection = connection?;
         self.place(&connection, topic, span);
-        let place = Place { cluster: self.cluster(&connection), name: topic.to_owned(), subjects: None };
+        let place =
+            Place { cluster: self.cluster(&connection), name: topic.to_owned(), subjects: None, is_core: false };
         self.wiring.wires.push(Wire { pipeline: nth, role, topic: place, span: span.clone() });
         Some(spec::TargetSpec::Kafka { connection, topic: topic.to_owned() })
     }

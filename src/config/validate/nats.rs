@@ -283,7 +283,8 @@ impl Validator<'_> {
             (true, Some(stored)) => stored.iter().map(|item| item.value.0.clone()).collect(),
             _ => subjects.to_vec(),
         };
-        let topic = Place { cluster: self.cluster(connection), name: stream.to_owned(), subjects: Some(read) };
+        let topic =
+            Place { cluster: self.cluster(connection), name: stream.to_owned(), subjects: Some(read), is_core: false };
         let role = Role::Input { group: durable };
         self.wiring.wires.push(Wire { pipeline: nth, role, topic, span: span.clone() });
     }
@@ -388,7 +389,7 @@ impl Validator<'_> {
         let connection = connection?;
         self.place(&connection, subject, span);
         let (cluster, subjects) = (self.cluster(&connection), Some(vec![subject.to_owned()]));
-        let topic = Place { cluster, name: subject.to_owned(), subjects };
+        let topic = Place { cluster, name: subject.to_owned(), subjects, is_core: false };
         self.wiring.wires.push(Wire { pipeline, role, topic, span: span.clone() });
         Some((connection, subject.to_owned()))
     }

@@ -14,6 +14,8 @@ pub(super) struct Place {
     pub(super) name: String,
     /// On NATS: the subjects, as far as they are known.
     pub(super) subjects: Option<Vec<String>>,
+    /// It is of core NATS, and no stream.
+    pub(super) is_core: bool,
 }
 
 impl Place {
@@ -27,9 +29,11 @@ impl Place {
             }
     }
 
-    /// Whether both are the same topic or stream.
+    /// Whether both are the same topic or stream, or subjects of core NATS that one message can be of.
     fn is(&self, other: &Self) -> bool {
-        (&self.cluster, &self.name, self.subjects.is_some()) == (&other.cluster, &other.name, other.subjects.is_some())
+        let kind = |place: &Self| (place.subjects.is_some(), place.is_core);
+        let is_one_kind = self.cluster == other.cluster && kind(self) == kind(other);
+        is_one_kind && if self.is_core { self.meets(other) } else { self.name == other.name }
     }
 }
 
@@ -106,8 +110,11 @@ impl Wiring {
             };
             if let Some(first) = inputs[..nth].iter().find(same) {
                 let (a, b, topic) = (self.name(first.pipeline), self.name(wire.pipeline), &wire.topic.name);
-                let is_stream = wire.topic.subjects.is_some();
-                let (how, what) = if is_stream { ("by", "durable consumer") } else { ("in", "group") };
+                let (how, what) = match (wire.topic.is_core, wire.topic.subjects.is_some()) {
+                    (true, _) => ("in", "queue group"),
+                    (false, true) => ("by", "durable consumer"),
+                    (false, false) => ("in", "group"),
+                };
                 let message = format!("`{a}` and `{b}` read `{topic}` {how} the same {what} `{group}`");
                 mistakes.push(
                     Mistake::at(Kind::SharedGroup, wire.span.clone(), message)

@@ -84,6 +84,8 @@ pub(super) enum Asked {
     Refused(BrokerErrorKind, String),
     /// It does not say now.
     Later(String),
+    /// No stream takes the subject, as far as the server knows.
+    Missing,
 }
 
 /// What an answer to a message means.
@@ -143,7 +145,7 @@ pub(super) fn asked(answer: &Message) -> (Asked, String) {
         (Some(Answer { error: Some(Refusal { err_code: WRONG_LAST_ID, .. }), .. }), _) => Asked::New,
         (_, Verdict::Refused(kind, reason)) => Asked::Refused(kind, reason),
         (_, Verdict::Later(reason)) => Asked::Later(reason),
-        (_, Verdict::Missing) => Asked::Later("no stream stores this subject".to_owned()),
+        (_, Verdict::Missing) => Asked::Missing,
         (_, Verdict::Stored) => Asked::Known,
     };
     (asked, stream)
@@ -230,6 +232,6 @@ mod tests {
         let large = asked(&error(400, 10_054, "message size exceeds maximum allowed")).0;
         assert!(matches!(large, Asked::Refused(BrokerErrorKind::TooLarge, _)), "{large:?}");
         assert!(matches!(asked(&error(503, 10_008, "JetStream system temporarily unavailable")).0, Asked::Later(_)));
-        assert!(matches!(asked(&answer("", Some(StatusCode::NO_RESPONDERS))).0, Asked::Later(_)));
+        assert_eq!(asked(&answer("", Some(StatusCode::NO_RESPONDERS))).0, Asked::Missing);
     }
 }

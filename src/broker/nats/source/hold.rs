@@ -47,8 +47,7 @@ impl Hold {
                 return Err(refusal);
             }
             let before = std::mem::replace(&mut epoch, connection.link.epoch());
-            // Not for the first connection, which may be told of late.
-            if epoch != before && before != Some(0) {
+            if epoch != before {
                 not_before = Instant::now() + BACK;
             }
             match asked.map_err(|error| error.kind()) {

@@ -15,7 +15,7 @@ use async_nats::client::{PublishError, PublishErrorKind};
 use async_nats::header::{
     NATS_BATCH_COMMIT, NATS_BATCH_COMMIT_FINAL, NATS_BATCH_ID, NATS_BATCH_SEQUENCE, NATS_EXPECTED_LAST_MESSAGE_ID,
 };
-use async_nats::{HeaderMap, Subscriber};
+use async_nats::{HeaderMap, HeaderName, Subscriber};
 use futures_util::StreamExt as _;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -28,7 +28,7 @@ use crate::broker::nats::producer::batch::{Batch, take_out};
 use crate::broker::nats::producer::message::Message;
 use crate::broker::{BrokerError, BrokerErrorKind};
 
-/// An id that no message has: those of Fluxmill begin with a stream's or a topic's name.
+/// What the ids that no message has are made of: those of Fluxmill begin with a stream's or a topic's name.
 const NO_MESSAGE: &str = "!";
 /// How often a batch may be refused in a row for a reason that none of its messages is asked about gives.
 const UNCLEAR_MAX: u32 = 3;
@@ -98,10 +98,8 @@ impl<'a> Batches<'a> {
             Some(Committed::Never(reason)) => return Err(self.failed(BrokerErrorKind::Settings, reason)),
             Some(Committed::Later(reason)) => self.pause(&reason).await,
             Some(Committed::Missing) => {
-                let since = *self.missing_since.get_or_insert_with(Instant::now);
-                if since.elapsed() >= MISSING_MAX {
-                    return Err(self.failed(BrokerErrorKind::UnknownTopic, "no stream stores this subject"));
-                }
+                let subject = self.subject().to_owned();
+                self.missing(&subject)?;
                 tokio::time::sleep(PAUSE).await;
             }
         }
@@ -112,8 +110,7 @@ impl<'a> Batches<'a> {
     async fn commit(&mut self) -> Result<Option<Committed>, BrokerError> {
         self.connected().await?;
         let number = self.numbers(1).start;
-        // Another one each time: what has come of the one before would be in the way.
-        let id = format!("{}-{number}", self.inbox.rsplit('.').next().unwrap_or_default());
+        let id = self.batch_id(number);
         let count = self.messages().len();
         for (nth, message) in self.messages().iter().enumerate() {
             let mut headers = message.headers.clone();
@@ -145,7 +142,7 @@ impl<'a> Batches<'a> {
         let address = &self.connection.address;
         let Some(Batch { work, messages, .. }) = self.current.as_mut() else { return Ok(()) };
         let (before, mut refused, mut later) = (messages.len(), BTreeSet::new(), None);
-        let mut known = 0;
+        let (mut known, mut missing) = (0, None);
         for (message, asked) in std::mem::take(messages).into_iter().zip(asked) {
             match asked {
                 Asked::Known => known += 1,
@@ -157,6 +154,10 @@ impl<'a> Batches<'a> {
                     );
                 }
                 Asked::New => messages.push(message),
+                Asked::Missing => {
+                    missing = Some(message.subject.clone());
+                    messages.push(message);
+                }
                 Asked::Later(reason) => {
                     later = Some(reason);
                     messages.push(message);
@@ -165,7 +166,14 @@ impl<'a> Batches<'a> {
         }
         take_out(work, messages, &refused);
         work.acknowledge(known);
-        if messages.len() < before {
+        let ended_some = messages.len() < before;
+        if let Some(subject) = missing {
+            self.missing(&subject)?;
+            later = Some(format!("no stream stores {subject}"));
+        } else {
+            self.missing_since = None;
+        }
+        if ended_some {
             self.unclear = 0;
             return Ok(());
         }
@@ -177,6 +185,16 @@ impl<'a> Batches<'a> {
         Ok(())
     }
 
+    /// No stream takes a subject: for so long only that may be.
+    fn missing(&mut self, subject: &str) -> Result<(), BrokerError> {
+        let since = *self.missing_since.get_or_insert_with(Instant::now);
+        if since.elapsed() < MISSING_MAX {
+            return Ok(());
+        }
+        let action = format!("publish to {subject} on {}", self.connection.address);
+        Err(failed(BrokerErrorKind::UnknownTopic, action, "no stream stores this subject"))
+    }
+
     /// What the stream says of each message, and which streams they are of; none when the answers were lost.
     async fn ask(&mut self) -> Result<Option<(Vec<Asked>, BTreeSet<String>)>, BrokerError> {
         self.connected().await?;
@@ -186,7 +204,7 @@ impl<'a> Batches<'a> {
         told.resize_with(count, || None);
         for (number, message) in numbers.clone().zip(self.messages()) {
             let mut headers = message.headers.clone();
-            headers.insert(NATS_EXPECTED_LAST_MESSAGE_ID, NO_MESSAGE);
+            headers.insert(NATS_EXPECTED_LAST_MESSAGE_ID, self.no_message(number));
             match self.send(message, headers, Some(number)).await {
                 Ok(()) => missing += 1,
                 Err(error) if error.kind() == PublishErrorKind::MaxPayloadExceeded => {
@@ -206,6 +224,24 @@ impl<'a> Batches<'a> {
             }
         }
         Ok(Some((told.into_iter().flatten().collect(), streams)))
+    }
+
+    /// A batch's id: another one each time, since what has come of the one before would be in the way.
+    fn batch_id(&self, number: u64) -> String {
+        format!("{}-{number}", self.inbox.rsplit('.').next().unwrap_or_default())
+    }
+
+    /// An id that no message has, so long that the question is about as large as the message in its batch: what is too
+    /// large for the stream there is then too large here.
+    fn no_message(&self, number: u64) -> String {
+        let sizes = [
+            (NATS_BATCH_ID, self.batch_id(number).len()),
+            (NATS_BATCH_SEQUENCE, self.messages().len().to_string().len()),
+            (NATS_BATCH_COMMIT, NATS_BATCH_COMMIT_FINAL.len()),
+        ];
+        let line = |name: HeaderName, value: usize| AsRef::<str>::as_ref(&name).len() + value + ": \r\n".len();
+        let in_batch: usize = sizes.into_iter().map(|(name, value)| line(name, value)).sum();
+        NO_MESSAGE.repeat(in_batch.saturating_sub(line(NATS_EXPECTED_LAST_MESSAGE_ID, 0)).max(1))
     }
 
     async fn send(&self, message: &Message, headers: HeaderMap, number: Option<u64>) -> Result<(), PublishError> {
