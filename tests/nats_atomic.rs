@@ -27,6 +27,8 @@ fn main() -> ExitCode {
     suite.nats("a_killed_server_leaves_only_whole_batches", a_killed_server_leaves_only_whole_batches);
     suite.nats("what_is_stored_already_is_left_out", what_is_stored_already_is_left_out);
     suite.nats("messages_too_large_are_dead_letters", messages_too_large_are_dead_letters);
+    suite.nats("sizes_around_the_bound_are_stored_or_dead_letters", sizes_around_the_bound_are_stored_or_dead_letters);
+    suite.nats("a_subject_without_a_stream_ends_the_run", a_subject_without_a_stream_ends_the_run);
     suite.nats("a_full_stream_is_waited_for_in_order", a_full_stream_is_waited_for_in_order);
     suite.nats("a_stream_that_takes_no_batches_is_told", a_stream_that_takes_no_batches_is_told);
     suite.nats("two_streams_for_one_output_are_told", two_streams_for_one_output_are_told);
@@ -229,6 +231,34 @@ fn messages_too_large_are_dead_letters(case: &Case) -> anyhow::Result<()> {
         let reason = letter.header("fluxmill-reason").unwrap_or_default();
         ensure!(reason.contains("message size exceeds maximum allowed"), "{reason}");
     }
+    Ok(())
+}
+
+/// A message gets headers in its batch: what fits into the stream without these is not sent again for ever.
+fn sizes_around_the_bound_are_stored_or_dead_letters(case: &Case) -> anyhow::Result<()> {
+    const SIZES: std::ops::Range<usize> = 500..1_000;
+    let setup = Setup::new(case, ", max_message_size: 1KiB", &["batch: { max_events: 100 }"])?;
+    setup.jet.publish(SIZES.step_by(5).map(|bytes| message(&format!("{bytes} {}", "x".repeat(bytes)))))?;
+    setup.catch_up(case, &["events failed"])?;
+    let (stored, dead) = (setup.whole()?.len(), setup.jet.read("DEAD")?.len());
+    case.note(&format!("{} events stored, {dead} dead letters", stored / 2));
+    ensure!(stored / 2 + dead == SIZES.step_by(5).count() && stored > 0 && dead > 0, "{stored} stored, {dead} dead");
+    Ok(())
+}
+
+/// Also when the last message of the batch has one, which gets the answer.
+fn a_subject_without_a_stream_ends_the_run(case: &Case) -> anyhow::Result<()> {
+    let setup = Setup::new(case, "", &[])?;
+    let subjects = vec!["out.k-1".to_owned()];
+    setup.jet.create_with(Config { name: "OUT".into(), subjects, allow_atomic_publish: true, ..Config::default() })?;
+    // Of keys `k-2` and `k-1`.
+    setup.jet.publish([message("10"), message("1")])?;
+    let ended = setup.run(case, &[], &["ERROR", "WARN"])?.finish(LIMIT)?;
+    ensure!(ended.code == Some(1), "exit code {:?}", ended.code);
+    let told = "publish to out.k-2 on ";
+    ensure!(ended.stderr.contains(told), "no `{told}` in {}", ended.stderr);
+    ensure!(ended.stderr.contains("no stream stores this subject"), "{}", ended.stderr);
+    ensure!(setup.whole()?.is_empty(), "a part of the batch is stored");
     Ok(())
 }
 
