@@ -1,6 +1,7 @@
 //! From what the user wrote to what will run. Pure: no file, no network, no clock. Notes every mistake it finds, and
 //! goes on with what is left.
 
+mod broker;
 pub(crate) mod columnar;
 mod connection;
 mod core_nats;

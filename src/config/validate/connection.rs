@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::nats::{Broker, Either};
+use super::broker::{Broker, Either};
 use super::properties::Written;
 use super::{Validator, columnar, names, properties, texts, together};
 use crate::config::error::{Kind, Mistake, Span};

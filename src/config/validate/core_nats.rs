@@ -1,7 +1,8 @@
 //! Core NATS: inputs and targets that nothing keeps.
 
 use super::Validator;
-use super::nats::{Broker, key_place};
+use super::broker::Broker;
+use super::nats::key_place;
 use super::wiring::{Place, Role, Wire};
 use crate::config::error::Span;
 use crate::config::language::{CoreNatsInput, CoreNatsTarget};

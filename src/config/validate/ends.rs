@@ -1,7 +1,7 @@
 //! Where pipelines begin and end: by what only one broker has, or by topics, which are of the broker that the connection
 //! reaches. A file of topics runs on another broker when its connection is changed, and nothing else.
 
-use super::nats::Broker;
+use super::broker::Broker;
 use super::wiring::Role;
 use super::{Validator, names, texts};
 use crate::config::error::{Kind, Mistake, Span};
@@ -152,7 +152,7 @@ impl Validator<'_> {
             let Some(connection) = self.connection_of(&topic.connection, broker).filter(|_| is_topic) else { continue };
             self.place(&connection, &entry.name, &entry.span);
             match self.topic_of(&connection) {
-                Some(TopicOf::Kafka) => topics.extend(kafka_topic(entry, topic, connection)),
+                Some(TopicOf::Kafka) => topics.extend(listed(entry, topic, connection)),
                 Some(TopicOf::Stream) => {
                     let stream = self.topic_stream(entry, topic, &connection);
                     streams.extend(stream.map(|stream| (stream, entry.span.clone())));
@@ -197,7 +197,7 @@ fn key_of<T>(field: &Field<T>) -> Span {
     field.key.clone().unwrap_or_else(|| field.span.clone())
 }
 
-fn kafka_topic(entry: &Named<Topic>, topic: &Topic, connection: String) -> Option<spec::TopicSpec> {
+fn listed(entry: &Named<Topic>, topic: &Topic, connection: String) -> Option<spec::TopicSpec> {
     Some(spec::TopicSpec {
         connection,
         topic: entry.name.clone(),

@@ -1,8 +1,8 @@
 //! Kafka: inputs and targets.
 
 use super::Validator;
+use super::broker::Broker;
 use super::names;
-use super::nats::Broker;
 use super::wiring::{Place, Role, Wire};
 use crate::config::error::{Kind, Mistake, Span};
 use crate::config::language::{KafkaInput, KafkaTarget};
