@@ -156,18 +156,6 @@ def started(bench, load, output, name):
         return subprocess.Popen(command, stdout=log, stderr=log)
 
 
-def end(process, bench):
-    process.terminate()
-    try:
-        code = process.wait(rig.RUN_DEADLINE)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-        code = None
-    if code != 0:
-        sys.exit(f"the chain ended with {code}:\n{(bench.folder / 'chain.log').read_text()}")
-
-
 def latency(bench, options):
     ways = {"no hop": None, "fluxmill, identity": "I", "fluxmill on librdkafka, identity": "LI"}
     if options.only:
@@ -194,7 +182,7 @@ def one_latency(bench, name, rate, seconds, number):
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=seconds + 120, check=True).stdout
     finally:
         if chain:
-            end(chain, bench)
+            rig.end(chain, bench.folder / "chain.log")
     bench.drop(*topics)
     found = {key: float(value) for key, value in (pair.split("=") for pair in done.split())}
     if found["received"] != found["sent"] or found["doubled"]:
@@ -210,7 +198,7 @@ def idle(bench, options):
         try:
             memory, cpu = until_quiet(chain)
         finally:
-            end(chain, bench)
+            rig.end(chain, bench.folder / "chain.log")
         lines.append(f"| {name} | {LADDER[name].name} | {memory:.1f} | {cpu:.2f} |")
         print(lines[-1], flush=True)
     return "\n".join(lines)

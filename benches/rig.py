@@ -130,11 +130,11 @@ def wait_for(port, broker, log):
     deadline = time.monotonic() + BROKER_DEADLINE
     while time.monotonic() < deadline:
         if broker.poll() is not None:
-            sys.exit(f"Kafka ended:\n{log.read_text()}")
+            sys.exit(f"the broker ended:\n{log.read_text()}")
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
             return
         time.sleep(0.2)
-    sys.exit(f"Kafka does not answer:\n{log.read_text()}")
+    sys.exit(f"the broker does not answer:\n{log.read_text()}")
 
 
 def measured(command, folder, deadline=RUN_DEADLINE):
@@ -263,16 +263,40 @@ def rig(programs):
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def machine():
+def first_line(*command):
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return (done.stdout or done.stderr).splitlines()[0]
+
+
+def cpu_seconds(pid):
+    """What a process that runs has used, user and system time."""
+    fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def end(process, log):
+    """Stops a chain, which must end well."""
+    process.terminate()
+    try:
+        code = process.wait(RUN_DEADLINE)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+        code = None
+    if code != 0:
+        sys.exit(f"the chain ended with {code}:\n{log.read_text()}")
+
+
+def machine(broker=None):
+    """The machine in words, with its broker: Kafka where none is named."""
     cpu = re.search(r"model name\s*:\s*(.*)", pathlib.Path("/proc/cpuinfo").read_text())
     memory = re.search(r"MemTotal:\s*(\d+)", pathlib.Path("/proc/meminfo").read_text())
-    def first_line(*command):
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        return (done.stdout or done.stderr).splitlines()[0]
+    def kafka_in_words():
+        return f"Apache Kafka {KAFKA_VERSION} on {first_line('java', '-version')}"
     return (
         f"{os.cpu_count()} cores ({cpu.group(1) if cpu else platform.machine()}), shared by broker and contestants; "
         f"{int(memory.group(1)) // 2**20} GiB; Linux {platform.release().split('-')[0]}; "
-        f"{first_line('rustc', '--version')}; Apache Kafka {KAFKA_VERSION} on {first_line('java', '-version')}; "
+        f"{first_line('rustc', '--version')}; {broker or kafka_in_words()}; "
         f"load average at the start {os.getloadavg()[0]:.1f}"
     )
 
