@@ -66,6 +66,16 @@ pub(super) fn reconnect(stage: &Stage<'_>) -> anyhow::Result<()> {
         seen.take(&delivery);
         publisher.pass_on(delivery)?;
     }
+    // Who stops before its group is whole again may not confirm its last events, which then come again: what comes again
+    // here is passed on, too.
+    wait_until(LIMIT, "everything to be confirmed", || {
+        while let Some(delivery) = reading.ready() {
+            seen.take(&delivery);
+            publisher.pass_on(delivery)?;
+        }
+        let confirmed: u64 = stage.world.confirmed(&from, &reader)?.values().sum();
+        Ok((confirmed == EVENTS).then_some(()))
+    })?;
     reading.finish(&mut seen)?;
     seen.ensure_complete(EVENTS)?;
     let mut stored = Seen::default();

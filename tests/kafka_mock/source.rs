@@ -284,8 +284,9 @@ async fn an_outage_is_waited_out(client: Client) {
     let (published, ()) = tokio::join!(published, up);
     assert!(published.unwrap().refused.is_empty());
     assert_eq!(source.take_rows(0, 10).await, rows);
+    // Who stops before its group is whole again may not commit its last events, which then come again.
+    until("committed", || committed(&mock, "group", "orders", 1) == [Some(20)]).await;
     source.stop();
     assert_eq!(source.end().await.unwrap(), SourceEnd::Drained);
     producer.close(DEADLINE).await;
-    assert_eq!(committed(&mock, "group", "orders", 1), [Some(20)]);
 }
