@@ -102,7 +102,7 @@ async fn look(
                     Err(error) => errors.push(error),
                 }
             }
-            Err(error) => errors.push(connection.refusal(&error.action).unwrap_or(error)),
+            Err(error) => errors.push(connection.refusal(|| error.action.clone()).unwrap_or(error)),
         }
     }
     for name in &used.streams {
@@ -115,7 +115,7 @@ async fn look(
                 let reason = format!("it does not exist on {address}; create it, or list it under `streams:`");
                 errors.push(failed(BrokerErrorKind::UnknownTopic, format!("find stream {name}"), reason));
             }
-            Err(error) => errors.push(connection.refusal(&error.action).unwrap_or(error)),
+            Err(error) => errors.push(connection.refusal(|| error.action.clone()).unwrap_or(error)),
         }
     }
     for (subject, atomic) in &used.subjects {
@@ -133,7 +133,11 @@ async fn look(
             }
             Err(reason) => {
                 let action = format!("find the stream of subject {subject} on {address}");
-                errors.push(connection.refusal(&action).unwrap_or(failed(BrokerErrorKind::Fatal, action, reason)));
+                errors.push(connection.refusal(|| action.clone()).unwrap_or(failed(
+                    BrokerErrorKind::Fatal,
+                    action,
+                    reason,
+                )));
             }
         }
     }

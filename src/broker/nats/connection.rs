@@ -167,8 +167,8 @@ impl Connection {
     }
 
     /// What the server does not permit, as an error of what was being done.
-    pub(super) fn refusal(&self, action: &str) -> Option<BrokerError> {
-        self.link.denied().map(|words| failed(BrokerErrorKind::Denied, action, words))
+    pub(super) fn refusal(&self, action: impl FnOnce() -> String) -> Option<BrokerError> {
+        self.link.denied().map(|words| failed(BrokerErrorKind::Denied, action(), words))
     }
 }
 

@@ -44,8 +44,9 @@ impl Durable {
         let address = &connection.address;
         let action = format!("read stream {} on {address}", spec.stream);
         let context = jetstream::new(connection.client.clone());
-        let refused =
-            |kind, reason: String| connection.refusal(&action).unwrap_or_else(|| failed(kind, action.clone(), reason));
+        let refused = |kind, reason: String| {
+            connection.refusal(|| action.clone()).unwrap_or_else(|| failed(kind, action.clone(), reason))
+        };
         let stream = context.get_stream_no_info(&spec.stream).await;
         let stream = stream.map_err(|error| refused(BrokerErrorKind::Fatal, error.to_string()))?;
         let info = stream.get_info().await.map_err(|error| refused(BrokerErrorKind::Unreachable, error.to_string()))?;
@@ -188,6 +189,9 @@ fn differences(found: &Config, wanted: &pull::Config) -> Vec<String> {
     others
 }
 
+/// Tokens of such a subject that are looked at.
+const TOKENS: usize = 8;
+
 /// What the subject says to which a delivery is acknowledged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Delivered {
@@ -203,14 +207,22 @@ impl Delivered {
     /// Reads `$JS.ACK.<stream>.<consumer>.<deliveries>.<stream sequence>.<consumer sequence>.<nanoseconds>.<pending>`, or
     /// the same with domain and account in front of the stream.
     pub(super) fn of(reply: &str) -> Option<Self> {
-        let mut tokens = reply.strip_prefix("$JS.ACK.")?.split('.');
-        let skip = match tokens.clone().count() {
+        // Byte by byte: tokens are too short for a search to pay.
+        let mut tokens = [&[][..]; TOKENS];
+        let mut count = 0;
+        for token in reply.strip_prefix("$JS.ACK.")?.as_bytes().split(|byte| *byte == b'.') {
+            if let Some(place) = tokens.get_mut(count) {
+                *place = token;
+            }
+            count += 1;
+        }
+        let first = match count {
             7 => 3,
             9.. => 5,
             _ => return None,
         };
-        let mut number = |skip: usize| tokens.nth(skip)?.parse::<u64>().ok();
-        let (stream, consumer, nanos) = (number(skip)?, number(0)?, number(0)?);
+        let number = |at: usize| std::str::from_utf8(tokens[at]).ok()?.parse::<u64>().ok();
+        let (stream, consumer, nanos) = (number(first)?, number(first + 1)?, number(first + 2)?);
         Some(Self { stream, consumer, timestamp: i64::try_from(nanos / 1_000_000).ok()? })
     }
 }

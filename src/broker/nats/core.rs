@@ -149,7 +149,7 @@ impl Reader<'_> {
     async fn work(mut self, lanes: CloseLanes) -> Result<SourceEnd, BrokerError> {
         let context = self.context;
         while !context.stop.is_cancelled() {
-            if let Some(refusal) = self.connection.refusal(&format!("subscribe on {}", self.connection.address)) {
+            if let Some(refusal) = self.connection.refusal(|| format!("subscribe on {}", self.connection.address)) {
                 return Err(refusal);
             }
             self.waiting.hand_over(context);

@@ -223,29 +223,52 @@ fn unpercent(text: &str) -> Option<Vec<u8>> {
 /// Bytes of a subject at most: the server takes 4,096 of a whole control line.
 const SUBJECT_MAX: usize = 1024;
 
-/// Where an event goes: the target's subject with its key.
-///
-/// # Errors
-/// When the subject gets too long.
-pub(super) fn subject(template: &str, key: Option<&[u8]>) -> Result<String, String> {
-    let mut subject = template.to_owned();
-    if template.contains("{key}") {
-        let mut token = String::new();
-        percent(key.unwrap_or_default(), &mut token);
+/// Where events go: a target's subject, in which `{key}` stands for the event's key.
+#[derive(Debug)]
+pub(super) struct Subject {
+    template: String,
+    /// What is between the keys.
+    parts: Vec<String>,
+}
+
+impl Subject {
+    pub(super) fn new(template: &str) -> Self {
+        Self { template: template.to_owned(), parts: template.split("{key}").map(str::to_owned).collect() }
+    }
+
+    /// What it was made of.
+    pub(super) fn template(&self) -> &str {
+        &self.template
+    }
+
+    /// The subject of an event.
+    ///
+    /// # Errors
+    /// When the subject gets too long.
+    pub(super) fn with(&self, key: Option<&[u8]>) -> Result<String, String> {
         // A token cannot be empty.
-        let token = if token.is_empty() { "_" } else { &token };
-        subject = template.replace("{key}", token);
+        let key = key.filter(|key| !key.is_empty()).unwrap_or(b"_");
+        let mut parts = self.parts.iter();
+        let keys = self.parts.len() - 1;
+        // Exactly enough, unless something in the key is written in another way.
+        let mut subject = String::with_capacity(self.template.len() - keys * "{key}".len() + keys * key.len());
+        subject.push_str(parts.next().map_or("", String::as_str));
+        for part in parts {
+            percent(key, &mut subject);
+            subject.push_str(part);
+        }
+        if subject.len() > SUBJECT_MAX {
+            return Err(format!("with its key, the subject has {} bytes, of at most {SUBJECT_MAX}", subject.len()));
+        }
+        Ok(subject)
     }
-    if subject.len() > SUBJECT_MAX {
-        return Err(format!("with its key, the subject has {} bytes, of at most {SUBJECT_MAX}", subject.len()));
-    }
-    Ok(subject)
 }
 
 /// The key that the last token of a subject stands for.
-pub(super) fn last_token(subject: &str) -> Vec<u8> {
+pub(super) fn last_token(subject: &str) -> Cow<'_, [u8]> {
     let token = subject.rsplit('.').next().unwrap_or_default();
-    unpercent(token).unwrap_or_else(|| token.as_bytes().to_vec())
+    let read = if token.contains('%') { unpercent(token) } else { None };
+    read.map_or(Cow::Borrowed(token.as_bytes()), Cow::Owned)
 }
 
 /// The id by which the server knows an event that was published twice: the same one each time that it is made of the

@@ -6,7 +6,7 @@ mod batch;
 mod driver;
 mod message;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -14,6 +14,7 @@ use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use super::{address, failed};
+use crate::broker::nats::mapping::Subject;
 use crate::broker::pending::Pending;
 use crate::broker::{Acknowledgement, BrokerError, BrokerErrorKind, Sink};
 use crate::delivery::{Slot, TopicPartition, Tracker};
@@ -21,7 +22,7 @@ use crate::event::Publication;
 use crate::spec::{ATOMIC_BATCH_MAX, NatsConnection};
 use batch::{Batch, Cut, cut, take_out};
 use driver::Queued;
-use message::{Message, Numbered};
+use message::{Maker, Message, Unmade};
 
 pub use driver::NatsDriver;
 
@@ -33,19 +34,45 @@ const WINDOW_KIB: usize = 64 << 10;
 /// Bytes of the headers that a message gets as one of an atomic batch, or when its stream is asked about it, at most.
 const BATCH_HEADERS: usize = 160;
 
+/// Messages that are handed to the driver at once.
+const RUN_MESSAGES: usize = 64;
+
+/// A publication on its way.
+struct Work {
+    /// Who waits for it.
+    pending: Arc<Pending>,
+    maker: Maker,
+}
+
+/// Messages that have their room together.
+struct Run {
+    work: Arc<Work>,
+    _room: [OwnedSemaphorePermit; 2],
+}
+
 /// A message on its way.
 struct Outgoing {
-    work: Arc<Pending>,
-    message: Message,
-    /// Whether a stream stores it, and says so.
-    is_stored: bool,
-    _room: [OwnedSemaphorePermit; 2],
+    run: Arc<Run>,
+    /// Which event of the publication.
+    at: u32,
+    /// Until it is sent.
+    message: Option<Message>,
+}
+
+impl Outgoing {
+    fn pending(&self) -> &Pending {
+        &self.run.work.pending
+    }
+
+    fn subject(&self) -> &str {
+        self.run.work.maker.subject()
+    }
 }
 
 /// Where sinks put what they publish.
 enum Queue {
     /// Messages, each by itself.
-    Each(mpsc::Sender<Outgoing>),
+    Each(mpsc::Sender<Vec<Outgoing>>),
     /// Atomic batches.
     Whole(mpsc::Sender<Batch>),
 }
@@ -113,13 +140,18 @@ impl NatsProducer {
 
     /// A sink for a subject that a stream stores; `{key}` in it stands for the event's key.
     pub fn sink(&self, subject: &str, sender: Sender) -> NatsSink {
-        NatsSink { shared: Arc::clone(&self.shared), subject: subject.into(), sender: Some(Arc::new(sender)) }
+        self.sink_of(subject, Some(sender))
     }
 
     /// A sink for a subject of core NATS, in which `{key}` stands for the event's key. What is acknowledged was sent,
     /// and nobody says whether it arrived. Not for atomic batches, which streams store.
     pub fn core_sink(&self, subject: &str) -> NatsSink {
-        NatsSink { shared: Arc::clone(&self.shared), subject: subject.into(), sender: None }
+        self.sink_of(subject, None)
+    }
+
+    fn sink_of(&self, subject: &str, sender: Option<Sender>) -> NatsSink {
+        let (shared, subject) = (Arc::clone(&self.shared), Arc::new(Subject::new(subject)));
+        NatsSink { shared, subject, sender: sender.map(Arc::new) }
     }
 
     /// Waits up to `timeout` until everything published is acknowledged, then closes; what was not is given up, and its
@@ -177,74 +209,49 @@ impl Sender {
 #[derive(Clone)]
 pub struct NatsSink {
     shared: Arc<Shared>,
-    subject: Arc<str>,
+    subject: Arc<Subject>,
     /// Without one it is core NATS.
     sender: Option<Arc<Sender>>,
 }
 
 impl NatsSink {
-    /// The id of the event at `at`.
-    fn id(
-        &self,
-        numbered: &Numbered<'_>,
-        publication: &Publication,
-        at: usize,
-        places: &mut BTreeMap<Slot, Option<String>>,
-    ) -> Option<String> {
-        let sender = self.sender.as_deref()?;
-        let origin = publication.input.origin(publication.cause(at) as usize);
-        let place = places.entry(origin.slot).or_insert_with(|| sender.place(origin.slot));
-        place.as_deref().map(|place| numbered.id(place, origin.offset, at, sender))
-    }
-
-    /// The events of a publication as messages, in order.
-    fn messages<'p>(&'p self, publication: &'p Publication) -> impl Iterator<Item = Made> + Send + 'p {
-        let reserved = if matches!(self.shared.queue, Queue::Whole(_)) { BATCH_HEADERS } else { 0 };
-        let largest = self.shared.largest.get().map(|largest| largest.saturating_sub(reserved));
-        let numbered = Numbered::of(publication);
-        let mut places = BTreeMap::new();
-        (0..publication.len()).map(move |at| {
-            let cause = publication.cause(at);
-            let id = self.id(&numbered, publication, at, &mut places);
-            let number = u32::try_from(at).unwrap_or(u32::MAX);
-            let made = message::make(&self.subject, &publication.event(at), [number, cause], id, largest);
-            made.map_err(|(kind, reason)| Unmade { at: number, cause, error: self.refusal(kind, reason) })
-        })
-    }
-
     fn refusal(&self, kind: BrokerErrorKind, reason: String) -> BrokerError {
-        failed(kind, format!("publish to {} on {}", self.subject, self.shared.address), reason)
+        failed(kind, format!("publish to {} on {}", self.subject.template(), self.shared.address), reason)
     }
 
-    /// Each message goes by itself, as soon as there is room for it.
-    async fn publish_each(
-        &self,
-        queue: &mpsc::Sender<Outgoing>,
-        publication: &Publication,
-        work: &Arc<Pending>,
-    ) -> Option<()> {
-        for made in self.messages(publication) {
-            match made {
-                Err(unmade) => work.refuse(unmade.at, unmade.error),
-                Ok(message) => {
-                    let room = self.shared.room(1, message.bytes).await?;
-                    let (work, is_stored) = (Arc::clone(work), self.sender.is_some());
-                    queue.send(Outgoing { work, message, is_stored, _room: room }).await.ok()?;
+    fn refuse(&self, work: &Work, Unmade { at, kind, reason, .. }: Unmade) {
+        work.pending.refuse(at, self.refusal(kind, reason));
+    }
+
+    /// Each message goes by itself, as soon as there is room for it and the few next to it.
+    async fn publish_each(&self, queue: &mpsc::Sender<Vec<Outgoing>>, work: &Arc<Work>) -> Option<()> {
+        let mut next = 0;
+        while next < work.maker.len() {
+            let end = (next + RUN_MESSAGES).min(work.maker.len());
+            let (mut messages, mut bytes) = (Vec::with_capacity(end - next), 0);
+            for at in next..end {
+                match work.maker.message(at) {
+                    Ok(message) => {
+                        bytes += message.bytes;
+                        messages.push(message);
+                    }
+                    Err(unmade) => self.refuse(work, unmade),
                 }
             }
+            next = end;
+            if messages.is_empty() {
+                continue;
+            }
+            let run = Arc::new(Run { work: Arc::clone(work), _room: self.shared.room(messages.len(), bytes).await? });
+            let outgoing = |message: Message| Outgoing { run: run.clone(), at: message.at, message: Some(message) };
+            queue.send(messages.into_iter().map(outgoing).collect()).await.ok()?;
         }
         Some(())
     }
 
     /// All go together, as far as they fit into one batch.
-    async fn publish_whole(
-        &self,
-        queue: &mpsc::Sender<Batch>,
-        publication: &Publication,
-        work: &Arc<Pending>,
-    ) -> Option<()> {
-        let causes: Vec<u32> = (0..publication.len()).map(|at| publication.cause(at)).collect();
-        let mut made = self.messages(publication);
+    async fn publish_whole(&self, queue: &mpsc::Sender<Batch>, work: &Arc<Work>) -> Option<()> {
+        let causes: Vec<u32> = (0..work.maker.len()).map(|at| work.maker.cause(at)).collect();
         for cut in cut(&causes, ATOMIC_BATCH_MAX) {
             let range = match cut {
                 Cut::Fits(range) => range,
@@ -253,57 +260,51 @@ impl NatsSink {
                     let reason = format!(
                         "{events} events were made of one, and an atomic batch holds at most {ATOMIC_BATCH_MAX}"
                     );
-                    for made in made.by_ref().take(events) {
-                        let at = made.map_or_else(|unmade| unmade.at, |message| message.at);
-                        work.refuse(at, self.refusal(BrokerErrorKind::Refused, reason.clone()));
+                    for at in range {
+                        let at = u32::try_from(at).unwrap_or(u32::MAX);
+                        work.pending.refuse(at, self.refusal(BrokerErrorKind::Refused, reason.clone()));
                     }
                     continue;
                 }
             };
             let (mut messages, mut refused) = (Vec::with_capacity(range.len()), BTreeSet::new());
-            for made in made.by_ref().take(range.len()) {
-                match made {
+            for at in range {
+                match work.maker.message(at) {
                     Ok(message) => messages.push(message),
                     Err(unmade) => {
                         refused.insert(unmade.cause);
-                        work.refuse(unmade.at, unmade.error);
+                        self.refuse(work, unmade);
                     }
                 }
             }
-            take_out(work, &mut messages, &refused);
+            take_out(&work.pending, &mut messages, &refused);
             if messages.is_empty() {
                 continue;
             }
             // Room for all of it at once: two that had half of theirs would wait for each other.
             let room = self.shared.room(messages.len(), messages.iter().map(|message| message.bytes).sum()).await?;
-            queue.send(Batch { work: Arc::clone(work), messages, _room: room }).await.ok()?;
+            queue.send(Batch { work: Arc::clone(&work.pending), messages, _room: room }).await.ok()?;
         }
         Some(())
     }
 }
 
-/// An event as a message, or why it cannot be one.
-type Made = Result<Message, Unmade>;
-
-/// An event that cannot be a message.
-struct Unmade {
-    at: u32,
-    cause: u32,
-    error: BrokerError,
-}
-
 impl Sink for NatsSink {
     async fn publish(&self, publication: Publication) -> Result<Acknowledgement, BrokerError> {
         // One more than there are, until all were handed over.
-        let (work, end) = Pending::new(u32::try_from(publication.len() + 1).unwrap_or(u32::MAX));
+        let (pending, end) = Pending::new(u32::try_from(publication.len() + 1).unwrap_or(u32::MAX));
+        let reserved = if matches!(self.shared.queue, Queue::Whole(_)) { BATCH_HEADERS } else { 0 };
+        let largest = self.shared.largest.get().map(|largest| largest.saturating_sub(reserved));
+        let maker = Maker::new(publication, &self.subject, self.sender.as_ref(), largest);
+        let work = Arc::new(Work { pending, maker });
         let handed_over = match &self.shared.queue {
-            Queue::Each(queue) => self.publish_each(queue, &publication, &work).await,
-            Queue::Whole(queue) => self.publish_whole(queue, &publication, &work).await,
+            Queue::Each(queue) => self.publish_each(queue, &work).await,
+            Queue::Whole(queue) => self.publish_whole(queue, &work).await,
         };
-        handed_over.ok_or_else(|| self.shared.why_broken(&self.subject))?;
-        work.acknowledge(1);
+        handed_over.ok_or_else(|| self.shared.why_broken(self.subject.template()))?;
+        work.pending.acknowledge(1);
         let (shared, subject) = (Arc::clone(&self.shared), Arc::clone(&self.subject));
-        Ok(Box::pin(async move { end.await.unwrap_or_else(|_| Err(shared.why_broken(&subject))) }))
+        Ok(Box::pin(async move { end.await.unwrap_or_else(|_| Err(shared.why_broken(subject.template()))) }))
     }
 }
 
@@ -315,7 +316,7 @@ impl std::fmt::Debug for NatsProducer {
 
 impl std::fmt::Debug for NatsSink {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("NatsSink").field("subject", &self.subject).finish_non_exhaustive()
+        f.debug_struct("NatsSink").field("subject", &self.subject.template()).finish_non_exhaustive()
     }
 }
 

@@ -29,7 +29,7 @@ pub(super) fn append(
         decoded.headers.push((Cow::Borrowed(name.as_bytes()), Some(subject)));
     }
     let key = match (decoded.key, key) {
-        (None, NatsKey::LastToken) => Some(Cow::Owned(last_token(&message.subject))),
+        (None, NatsKey::LastToken) => Some(last_token(&message.subject)),
         (key, _) => key,
     };
     let value = (!decoded.is_tombstone).then_some(&*message.payload);

@@ -7,6 +7,7 @@
 
 mod hold;
 mod received;
+mod replies;
 
 use std::collections::VecDeque;
 use std::future::pending;
@@ -156,7 +157,7 @@ impl<'a> Reader<'a> {
 
     async fn work(mut self, lanes: CloseLanes) -> Result<SourceEnd, BrokerError> {
         while !self.context.stop.is_cancelled() {
-            if let Some(refusal) = self.connection.refusal(&self.durable.action()) {
+            if let Some(refusal) = self.connection.refusal(|| self.durable.action()) {
                 return Err(refusal);
             }
             if self.connection.link.epoch().is_some_and(|epoch| epoch != self.epoch) || self.inbox.is_none() {
@@ -293,6 +294,9 @@ impl<'a> Reader<'a> {
             () = tokio::time::sleep_until(next_tick) => None,
         };
         let mut next = message;
+        if next.is_some() {
+            self.heard = Instant::now();
+        }
         while let Some(message) = next {
             self.receive(message).await?;
             next = match &mut self.inbox {
@@ -305,7 +309,6 @@ impl<'a> Reader<'a> {
 
     /// Takes a message, or what the server says of a request.
     async fn receive(&mut self, message: async_nats::Message) -> Result<(), BrokerError> {
-        self.heard = Instant::now();
         let Some(status) = message.status.filter(|status| *status != StatusCode::OK) else {
             self.asked = self.asked.saturating_sub(1);
             if !self.received.take(message, self.end) {
@@ -352,15 +355,13 @@ impl<'a> Reader<'a> {
         if self.acknowledgement.is_some() || self.inbox.is_none() {
             return;
         }
-        let Some((mut replies, last)) = self.received.ended(u64::try_from(next).unwrap_or(0)) else { return };
-        let (client, all) = (self.connection.client.clone(), self.durable.acknowledges_all);
+        let (client, each) = (self.connection.client.clone(), !self.durable.acknowledges_all);
+        let Some((mut replies, last)) = self.received.ended(u64::try_from(next).unwrap_or(0), each) else { return };
         self.acknowledgement = Some(Box::pin(async move {
             // The answer to the last is one for all: the server takes them in order.
             let confirmed = replies.pop()?;
-            if !all {
-                for reply in replies {
-                    client.publish(reply, "+ACK".into()).await.ok()?;
-                }
+            for reply in replies {
+                client.publish(reply, "+ACK".into()).await.ok()?;
             }
             client.request(confirmed, "+ACK".into()).await.ok().map(|_| last)
         }));

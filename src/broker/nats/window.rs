@@ -14,11 +14,13 @@ pub(super) struct Window<T> {
     items: VecDeque<Option<T>>,
     /// How many of them, from the first, were sent since the last rewind.
     sent: usize,
+    /// How many of those have not ended.
+    on_way: usize,
 }
 
 impl<T> Default for Window<T> {
     fn default() -> Self {
-        Self { first: 0, items: VecDeque::new(), sent: 0 }
+        Self { first: 0, items: VecDeque::new(), sent: 0, on_way: 0 }
     }
 }
 
@@ -30,7 +32,12 @@ impl<T> Window<T> {
 
     /// Whether something was sent and not answered.
     pub(super) fn awaits(&self) -> bool {
-        self.items.iter().take(self.sent).any(Option::is_some)
+        self.on_way > 0
+    }
+
+    /// How many were sent since the last rewind and have not ended.
+    pub(super) fn on_way(&self) -> usize {
+        self.on_way
     }
 
     /// Whether something is to be sent.
@@ -46,6 +53,7 @@ impl<T> Window<T> {
         let at = self.sent;
         let item = self.items.get_mut(at)?.as_mut()?;
         self.sent += 1;
+        self.on_way += 1;
         Some((self.first + at as u64, item))
     }
 
@@ -58,6 +66,7 @@ impl<T> Window<T> {
     pub(super) fn end(&mut self, number: u64) -> Option<T> {
         let at = usize::try_from(number.checked_sub(self.first)?).ok()?;
         let item = self.items.get_mut(at)?.take();
+        self.on_way -= usize::from(item.is_some() && at < self.sent);
         while matches!(self.items.front(), Some(None)) {
             self.items.pop_front();
             self.first += 1;
@@ -68,13 +77,13 @@ impl<T> Window<T> {
 
     /// Everything that is left is to be sent again, from the first on.
     pub(super) fn rewind(&mut self) {
-        self.sent = 0;
+        (self.sent, self.on_way) = (0, 0);
     }
 
     /// Takes everything that is left.
     pub(super) fn drain(&mut self) -> impl Iterator<Item = T> {
         self.first += self.items.len() as u64;
-        self.sent = 0;
+        self.rewind();
         std::mem::take(&mut self.items).into_iter().flatten()
     }
 }
@@ -102,6 +111,7 @@ mod tests {
                         prop_assert_eq!(window.get(number), Some(&item));
                         prop_assert_eq!(window.end(number), Some(item));
                         prop_assert_eq!(window.end(number), None);
+                        prop_assert_eq!(window.on_way(), wire.len());
                     }
                     // Lost, the answer or the rest too.
                     _ => {

@@ -93,6 +93,9 @@ pub(super) fn verdict(answer: &Message) -> Verdict {
     if answer.status == Some(StatusCode::NO_RESPONDERS) {
         return Verdict::Missing;
     }
+    if is_stored(&answer.payload) {
+        return Verdict::Stored;
+    }
     match serde_json::from_slice(&answer.payload) {
         Ok(Answer { error: None, .. }) => Verdict::Stored,
         Ok(Answer { error: Some(Refusal { err_code: TOO_LARGE, description, .. }), .. }) => {
@@ -107,6 +110,12 @@ pub(super) fn verdict(answer: &Message) -> Verdict {
         Ok(Answer { error: Some(refusal), .. }) => Verdict::Later(refusal.description),
         Err(_) => Verdict::Later("its answer cannot be read".to_owned()),
     }
+}
+
+/// Whether this is nearly every answer, which begins with the stream where others begin with the error.
+fn is_stored(payload: &[u8]) -> bool {
+    const ERROR: &[u8] = b"\"error\"";
+    payload.starts_with(b"{\"stream\":") && !payload.windows(ERROR.len()).any(|window| window == ERROR)
 }
 
 /// What the answer to the last message of an atomic batch of so many messages means.
@@ -189,6 +198,9 @@ mod tests {
         assert!(matches!(verdict(&error(503, 10_077, "maximum messages exceeded")), Verdict::Later(_)));
         let wrong = error(400, 10_071, "wrong last sequence: 5");
         assert!(matches!(verdict(&wrong), Verdict::Refused(BrokerErrorKind::Refused, _)));
+        // In whatever order it is written.
+        let turned = r#"{"stream":"X","seq":0,"error":{"code":503,"err_code":10077,"description":"no room"}}"#;
+        assert!(matches!(of(turned), Verdict::Later(_)));
         assert!(matches!(of("?"), Verdict::Later(_)));
         assert_eq!(verdict(&answer("", Some(StatusCode::NO_RESPONDERS))), Verdict::Missing);
     }

@@ -1,6 +1,8 @@
 //! What must be run for a producer: the only one that sends over its connection.
 
 mod each;
+mod inbox;
+mod pace;
 mod whole;
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -40,7 +42,7 @@ pub struct NatsDriver {
 /// What is to be sent.
 pub(super) enum Queued {
     /// Messages, each by itself.
-    Each(mpsc::Receiver<Outgoing>),
+    Each(mpsc::Receiver<Vec<Outgoing>>),
     /// Atomic batches.
     Whole(mpsc::Receiver<Batch>),
 }
@@ -74,8 +76,9 @@ impl NatsDriver {
                 let work =
                     Box::pin(async { Sending::new(&connect.await?, &mut queue, &mut window).await?.run().await });
                 if let Some(error) = until_closed.failure(work).await {
-                    window.drain().for_each(|outgoing| outgoing.work.fail(&error));
-                    until_closed.refuse(&mut queue, |outgoing| outgoing.work.fail(&error)).await;
+                    window.drain().for_each(|outgoing| outgoing.pending().fail(&error));
+                    let fail = |run: Vec<Outgoing>| run.iter().for_each(|outgoing| outgoing.pending().fail(&error));
+                    until_closed.refuse(&mut queue, fail).await;
                 }
             }
             Queued::Whole(mut queue) => {

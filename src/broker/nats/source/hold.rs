@@ -43,7 +43,8 @@ impl Hold {
         while !stop.is_cancelled() {
             let request = Request::new().timeout(Some(ASK_TIMEOUT));
             let asked = connection.client.send_request(subject.clone(), request).await;
-            if let Some(refusal) = connection.refusal(&format!("ask who reads by durable consumer {}", spec.durable)) {
+            if let Some(refusal) = connection.refusal(|| format!("ask who reads by durable consumer {}", spec.durable))
+            {
                 return Err(refusal);
             }
             let before = std::mem::replace(&mut epoch, connection.link.epoch());

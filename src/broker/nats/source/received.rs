@@ -1,9 +1,10 @@
 //! Messages that were delivered: in which order they are taken, which are dropped, and how they are acknowledged.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 
-use async_nats::Message;
+use async_nats::{Message, Subject};
 
+use super::replies::Replies;
 use crate::broker::nats::consumer::Delivered;
 use crate::broker::nats::row::append;
 use crate::delivery::Slot;
@@ -21,7 +22,7 @@ pub(super) struct Received<'a> {
     waiting: VecDeque<(Message, Delivered)>,
     /// Where each message is acknowledged that was delivered since the consumer was set back. What was delivered before
     /// that comes again.
-    replies: BTreeMap<u64, Box<str>>,
+    replies: Replies,
     /// The last message that was taken.
     last: u64,
     /// The first and the last message that were not acknowledged when the consumer was set back, until they came again.
@@ -34,17 +35,14 @@ pub(super) struct Received<'a> {
 
 impl<'a> Received<'a> {
     pub(super) fn new(spec: &'a NatsSourceSpec) -> Self {
-        Self { spec, waiting: VecDeque::new(), replies: BTreeMap::new(), last: 0, lost: None, next: 1, old: 0 }
+        Self { spec, waiting: VecDeque::new(), replies: Replies::default(), last: 0, lost: None, next: 1, old: 0 }
     }
 
     /// The consumer was set back: deliveries are counted anew, and old ones cannot be acknowledged any more. Everything
     /// up to `floor` is confirmed.
     pub(super) fn expect_anew(&mut self, floor: u64) {
-        let unconfirmed = |at: &&u64| **at > floor;
-        let first = self.replies.keys().find(unconfirmed).copied();
-        let last = self.replies.keys().next_back().filter(unconfirmed).copied();
         let before = self.lost.filter(|(_, last)| *last > floor);
-        self.lost = match (before, first.zip(last)) {
+        self.lost = match (before, self.replies.above(floor)) {
             (Some((a, b)), Some((c, d))) => Some((a.min(c), b.max(d))),
             (one, other) => one.or(other),
         };
@@ -54,9 +52,9 @@ impl<'a> Received<'a> {
     }
 
     /// Takes a message; one that was taken before, or lies behind `end`, is dropped. False when one before it is missing.
-    pub(super) fn take(&mut self, message: Message, end: Option<u64>) -> bool {
-        let Some(reply) = &message.reply else { return true };
-        let Some(delivered) = Delivered::of(reply) else { return true };
+    pub(super) fn take(&mut self, mut message: Message, end: Option<u64>) -> bool {
+        let Some(reply) = message.reply.take() else { return true };
+        let Some(delivered) = Delivered::of(&reply) else { return true };
         if delivered.consumer != self.next {
             return false;
         }
@@ -68,8 +66,7 @@ impl<'a> Received<'a> {
             self.last = self.last.max(end.unwrap_or_default());
             return true;
         }
-        // A copy: the message's own part of the connection's buffer would keep all of that.
-        self.replies.insert(delivered.stream, reply.as_str().into());
+        self.replies.insert(delivered.stream, reply);
         if delivered.stream > self.last {
             self.last = delivered.stream;
             self.waiting.push_back((message, delivered));
@@ -106,7 +103,7 @@ impl<'a> Received<'a> {
     /// Nothing more is handed over. What was not is delivered again at the next start.
     pub(super) fn forget_waiting(&mut self) {
         let Some((_, first)) = self.waiting.front() else { return };
-        self.replies.split_off(&first.stream);
+        self.replies.forget_from(first.stream);
         self.waiting.clear();
     }
 
@@ -116,20 +113,22 @@ impl<'a> Received<'a> {
     }
 
     /// Where to acknowledge everything before `next`, in order, and what its last message is; none when there is nothing.
-    pub(super) fn ended(&self, next: u64) -> Option<(Vec<String>, u64)> {
-        let replies: Vec<String> = self.replies.range(..next).map(|(_, reply)| reply.to_string()).collect();
-        let (last, _) = self.replies.range(..next).next_back()?;
-        Some((replies, *last))
+    /// Unless for `each`, one for all is enough, that of the last.
+    pub(super) fn ended(&self, next: u64, each: bool) -> Option<(Vec<Subject>, u64)> {
+        let mut before = self.replies.before(next);
+        let (last, reply) = before.next_back()?;
+        let others = before.filter(|_| each).map(|(_, reply)| reply.clone());
+        Some((others.chain([reply.clone()]).collect(), *last))
     }
 
     /// Everything up to this message is acknowledged.
     pub(super) fn acknowledged(&mut self, last: u64) {
-        self.replies = self.replies.split_off(&(last + 1));
+        self.replies.forget_before(last + 1);
     }
 
     /// Whether something before `next` is not acknowledged.
     pub(super) fn owes(&self, next: u64) -> bool {
-        self.replies.range(..next).next().is_some() || self.lost.is_some_and(|(first, _)| first < next)
+        self.replies.before(next).next().is_some() || self.lost.is_some_and(|(first, _)| first < next)
     }
 
     /// Whether something that was taken has to come again before it can be acknowledged.
@@ -138,9 +137,9 @@ impl<'a> Received<'a> {
     }
 
     /// Where to tell that messages are worked on: all that were delivered before the last call of this, or waited longer.
-    pub(super) fn old(&mut self) -> Vec<String> {
-        let old = self.replies.range(..=self.old).map(|(_, reply)| reply.to_string()).collect();
-        self.old = self.replies.last_key_value().map_or(self.old, |(last, _)| *last);
+    pub(super) fn old(&mut self) -> Vec<Subject> {
+        let old = self.replies.before(self.old + 1).map(|(_, reply)| reply.clone()).collect();
+        self.old = self.replies.last().unwrap_or(self.old);
         old
     }
 }

@@ -7,11 +7,14 @@ use futures_util::{FutureExt as _, StreamExt as _};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
+use super::inbox::Inbox;
+use super::pace::Pace;
 use super::{ACK_TIMEOUT, MISSING_MAX, PAUSE, SAY_INTERVAL};
 use crate::broker::nats::connection::Connection;
 use crate::broker::nats::failed;
 use crate::broker::nats::producer::Outgoing;
 use crate::broker::nats::producer::answer::{Verdict, verdict};
+use crate::broker::nats::producer::message::Message;
 use crate::broker::nats::window::Window;
 use crate::broker::{BrokerError, BrokerErrorKind};
 
@@ -23,14 +26,17 @@ const TRIES: usize = 1;
 /// A driver that is connected.
 pub(super) struct Sending<'a> {
     connection: &'a Connection,
-    queue: &'a mut mpsc::Receiver<Outgoing>,
+    queue: &'a mut mpsc::Receiver<Vec<Outgoing>>,
     window: &'a mut Window<Outgoing>,
     answers: Subscriber,
-    /// What answers are sent to, without the number.
-    inbox: String,
+    /// Where answers come to.
+    inbox: Inbox,
+    pace: Pace,
     epoch: u64,
     /// When the first that was sent is overdue.
     heard: Instant,
+    /// Whether something was answered since `heard` was set.
+    heard_some: bool,
     send_at: Instant,
     missing_since: Option<Instant>,
     /// Whether the last answer was that nothing is taken now.
@@ -42,13 +48,10 @@ pub(super) struct Sending<'a> {
 impl<'a> Sending<'a> {
     pub(super) async fn new(
         connection: &'a Connection,
-        queue: &'a mut mpsc::Receiver<Outgoing>,
+        queue: &'a mut mpsc::Receiver<Vec<Outgoing>>,
         window: &'a mut Window<Outgoing>,
     ) -> Result<Self, BrokerError> {
-        let inbox = connection.client.new_inbox();
-        let action = || format!("publish on {}", connection.address);
-        let answers = connection.client.subscribe(format!("{inbox}.*")).await;
-        let answers = answers.map_err(|error| failed(BrokerErrorKind::Fatal, action(), error))?;
+        let (inbox, answers) = Inbox::open(connection).await?;
         let (epoch, now) = (connection.link.epoch().unwrap_or(0), Instant::now());
         Ok(Self {
             connection,
@@ -56,8 +59,10 @@ impl<'a> Sending<'a> {
             window,
             answers,
             inbox,
+            pace: Pace::new(now),
             epoch,
             heard: now,
+            heard_some: false,
             send_at: now,
             missing_since: None,
             waits: false,
@@ -76,7 +81,7 @@ impl<'a> Sending<'a> {
                 self.epoch = epoch;
                 self.send_again(Duration::ZERO);
             }
-            if let Some(refusal) = self.connection.refusal(&format!("publish on {}", self.connection.address)) {
+            if let Some(refusal) = self.connection.refusal(|| format!("publish on {}", self.connection.address)) {
                 return Err(refusal);
             }
             if self.window.awaits() && self.heard.elapsed() >= ACK_TIMEOUT && epoch.is_some() {
@@ -88,31 +93,42 @@ impl<'a> Sending<'a> {
             if may_send {
                 self.send().await?;
             }
-            let wake = if may_send && self.window.is_behind() {
-                Instant::now()
-            } else if may_send {
-                self.heard + ACK_TIMEOUT
-            } else {
-                self.send_at.max(Instant::now() + PAUSE)
-            };
+            self.take_all()?;
+            let has_room = self.window.on_way() < if self.waits { TRIES } else { self.pace.limit() };
+            if may_send && self.window.is_behind() && has_room {
+                tokio::task::yield_now().await;
+                continue;
+            }
+            let wake = if may_send { self.heard + ACK_TIMEOUT } else { self.send_at.max(Instant::now() + PAUSE) };
             tokio::select! {
                 biased;
                 answer = self.answers.next(), if self.window.awaits() => {
                     let Some(answer) = answer else { return Err(self.gone()) };
                     self.take(&answer)?;
-                    while let Some(Some(answer)) = self.answers.next().now_or_never() {
-                        self.take(&answer)?;
-                    }
+                    self.take_all()?;
                 }
                 // Not `heard`: what is queued has to be sent first.
-                outgoing = self.queue.recv() => match outgoing {
-                    Some(outgoing) => self.window.push(outgoing),
+                run = self.queue.recv() => match run {
+                    Some(run) => run.into_iter().for_each(|outgoing| self.window.push(outgoing)),
                     None => return Err(self.gone()),
                 },
                 () = self.connection.link.changed() => {}
                 () = tokio::time::sleep_until(wake) => {}
             }
         }
+    }
+
+    /// Deals with all answers that are there.
+    fn take_all(&mut self) -> Result<(), BrokerError> {
+        while let Some(Some(answer)) = self.answers.next().now_or_never() {
+            self.take(&answer)?;
+        }
+        // Once for all of them: a look at the clock costs as much as an answer.
+        if std::mem::take(&mut self.heard_some) {
+            self.heard = Instant::now();
+            self.pace.settle(self.heard);
+        }
+        Ok(())
     }
 
     fn gone(&self) -> BrokerError {
@@ -123,30 +139,49 @@ impl<'a> Sending<'a> {
     async fn send(&mut self) -> Result<(), BrokerError> {
         let mut unanswered = Vec::new();
         for _ in 0..if self.waits { TRIES } else { RUN_MAX } {
-            if let Ok(outgoing) = self.queue.try_recv() {
-                self.window.push(outgoing);
+            if !self.window.is_behind()
+                && let Ok(run) = self.queue.try_recv()
+            {
+                run.into_iter().for_each(|outgoing| self.window.push(outgoing));
             }
             if !self.window.awaits() {
                 self.heard = Instant::now();
             }
+            if self.window.on_way() >= self.pace.limit() {
+                break;
+            }
             let Some((number, outgoing)) = self.window.next() else { break };
-            let (client, subject) = (&self.connection.client, outgoing.message.subject.clone());
-            let (headers, payload) = (outgoing.message.headers.clone(), outgoing.message.payload.clone());
-            let sent = if outgoing.is_stored {
-                let reply = format!("{}.{number}", self.inbox);
-                client.publish_with_reply_and_headers(subject, reply, headers, payload).await
-            } else {
-                unanswered.push(number);
-                client.publish_with_headers(subject, headers, payload).await
+            let made =
+                outgoing.message.take().map_or_else(|| outgoing.run.work.maker.message(outgoing.at as usize), Ok);
+            let message = match made {
+                Ok(message) => message,
+                Err(unmade) => {
+                    self.refuse(number, unmade.kind, unmade.reason);
+                    continue;
+                }
+            };
+            let (client, Message { subject, headers, payload, .. }) = (&self.connection.client, message);
+            let reply = outgoing.run.work.maker.is_stored().then(|| self.inbox.lend(number));
+            let sent = match &reply {
+                Some(reply) => {
+                    self.pace.sent(number, Instant::now);
+                    client.publish_with_reply_and_headers(subject, reply.clone(), headers, payload).await
+                }
+                None => {
+                    unanswered.push(number);
+                    client.publish_with_headers(subject, headers, payload).await
+                }
             };
             match sent {
                 Ok(()) => {}
                 // The server that it is connected to now takes less than the one before.
                 Err(error) if error.kind() == async_nats::client::PublishErrorKind::MaxPayloadExceeded => {
+                    reply.and_then(|reply| self.inbox.take_back(&reply));
+                    self.pace.answered(number, Instant::now);
                     self.refuse(number, BrokerErrorKind::TooLarge, error.to_string());
                 }
                 Err(error) => {
-                    let action = format!("publish to {} on {}", outgoing.message.subject, self.connection.address);
+                    let action = format!("publish to {} on {}", outgoing.subject(), self.connection.address);
                     return Err(failed(BrokerErrorKind::Fatal, action, error));
                 }
             }
@@ -162,29 +197,31 @@ impl<'a> Sending<'a> {
 
     fn end(&mut self, number: u64) {
         if let Some(outgoing) = self.window.end(number) {
-            outgoing.work.acknowledge(1);
+            outgoing.pending().acknowledge(1);
         }
     }
 
     /// From the first that is not acknowledged on, everything is sent again after a pause.
     fn send_again(&mut self, pause: Duration) {
         self.window.rewind();
+        self.inbox.forget();
+        self.pace.forget(Instant::now());
         (self.heard, self.send_at) = (Instant::now(), Instant::now() + pause);
     }
 
     fn refuse(&mut self, number: u64, kind: BrokerErrorKind, reason: String) {
         if let Some(outgoing) = self.window.end(number) {
-            let action = format!("publish to {} on {}", outgoing.message.subject, self.connection.address);
-            outgoing.work.refuse(outgoing.message.at, failed(kind, action, reason));
+            let action = format!("publish to {} on {}", outgoing.subject(), self.connection.address);
+            outgoing.pending().refuse(outgoing.at, failed(kind, action, reason));
         }
     }
 
     /// Deals with an answer.
     fn take(&mut self, answer: &async_nats::Message) -> Result<(), BrokerError> {
-        let number = answer.subject.rsplit('.').next().and_then(|number| number.parse::<u64>().ok());
-        // An answer to what was sent once more has come before.
-        let Some(number) = number.filter(|number| self.window.get(*number).is_some()) else { return Ok(()) };
-        self.heard = Instant::now();
+        // An answer to what was sent once more is not waited for.
+        let Some(number) = self.inbox.take_back(&answer.subject) else { return Ok(()) };
+        self.pace.answered(number, Instant::now);
+        self.heard_some = true;
         match verdict(answer) {
             Verdict::Stored => {
                 self.end(number);
@@ -198,7 +235,7 @@ impl<'a> Sending<'a> {
                 self.waits = true;
                 if self.said.is_none_or(|said| said.elapsed() >= SAY_INTERVAL) {
                     self.said = Some(Instant::now());
-                    let subject = self.window.get(number).map_or("", |outgoing| outgoing.message.subject.as_str());
+                    let subject = self.window.get(number).map_or("", Outgoing::subject);
                     let address = &self.connection.address;
                     tracing::warn!(target: "fluxmill::nats", "publish to {subject} on {address}: {reason}; sent again until it works");
                 }
@@ -207,7 +244,7 @@ impl<'a> Sending<'a> {
             Verdict::Missing => {
                 let since = *self.missing_since.get_or_insert_with(Instant::now);
                 if since.elapsed() >= MISSING_MAX {
-                    let subject = self.window.get(number).map_or("", |outgoing| outgoing.message.subject.as_str());
+                    let subject = self.window.get(number).map_or("", Outgoing::subject);
                     let action = format!("publish to {subject} on {}", self.connection.address);
                     return Err(failed(BrokerErrorKind::UnknownTopic, action, "no stream stores this subject"));
                 }

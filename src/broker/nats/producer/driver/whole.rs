@@ -299,7 +299,7 @@ impl<'a> Batches<'a> {
     }
 
     fn permitted(&self) -> Result<(), BrokerError> {
-        let refusal = self.connection.refusal(&format!("publish on {}", self.connection.address));
+        let refusal = self.connection.refusal(|| format!("publish on {}", self.connection.address));
         refusal.map_or(Ok(()), Err)
     }
 
