@@ -66,6 +66,8 @@ pub struct SourceContext {
     pub bell: Arc<Bell>,
     /// Cancelled when intake must stop: drain what is in flight, commit, leave, return.
     pub stop: CancellationToken,
+    /// Cancelled by a source whose broker keeps nothing, once what is published from now on reaches it.
+    pub reads: CancellationToken,
     /// How often progress is confirmed.
     pub commit: CommitSpec,
     /// When given: once this is cancelled, note the ends of all partitions, and return, as after `stop`, when

@@ -11,6 +11,7 @@ mod route;
 mod settle;
 mod tap;
 mod topology;
+mod turn;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -28,6 +29,7 @@ use crate::broker::{
 use crate::function::{Engine, EngineOptions, Function, LoadError};
 use crate::pipeline::lane::{Lane, LaneError};
 use crate::pipeline::plan::{Built, Plan, Stage};
+use crate::pipeline::turn::{Life, Turn};
 use crate::spec::{ChainSpec, ConnectionSpec, PipelineSpec, SourceSpec, TargetSpec};
 use crate::telemetry::metrics::PipelineMetrics;
 
@@ -110,7 +112,7 @@ pub async fn start(chains: &[ChainSpec], options: &RunOptions, stop: Cancellatio
     }
     let mut plans = Vec::new();
     for ((chain, spec), function) in topology.pipelines().zip(functions) {
-        let plan = Plan::new(chain, spec, function, options, stop.clone());
+        let plan = Plan::new(chain, spec, function, options);
         let built = plan.build().await.map_err(|error| StartError::Broker(vec![error]))?;
         plans.push((plan, built));
     }
@@ -120,16 +122,13 @@ pub async fn start(chains: &[ChainSpec], options: &RunOptions, stop: Cancellatio
         spawn_ticker(engine, ticking.clone());
     }
     let mut chain = Chain { pipelines: Vec::new(), running: JoinSet::new(), stop, ticking };
-    let ended: Vec<CancellationToken> = plans.iter().map(|_| CancellationToken::new()).collect();
+    let lives: Vec<Life> = plans.iter().map(|(plan, _)| plan.life.clone()).collect();
     for (index, (plan, built)) in plans.into_iter().enumerate() {
-        let upstream = topology.upstream(index).iter().map(|&at| ended[at].clone()).collect();
+        let upstream = topology.upstream(index).iter().map(|&at| lives[at].ended.clone()).collect();
         let caught_up = options.until_caught_up.then_some(upstream);
         chain.pipelines.push((plan.name().to_owned(), plan.metrics.clone()));
-        let ended = ended[index].clone().drop_guard();
-        chain.running.spawn(async move {
-            let _ended = ended;
-            run(plan, built, caught_up).await
-        });
+        let turn = Turn::of(&topology, index, &lives, chain.stop.clone());
+        chain.running.spawn(run_in_turn(plan, built, caught_up, turn));
     }
     Ok(chain)
 }
@@ -165,6 +164,25 @@ impl Drop for Chain {
         self.stop.cancel();
         self.ticking.store(false, Ordering::Relaxed);
     }
+}
+
+/// Runs a pipeline as long as it is its turn.
+async fn run_in_turn(
+    plan: Plan,
+    built: Built,
+    caught_up: Option<Vec<CancellationToken>>,
+    turn: Turn,
+) -> Result<(), RunError> {
+    let _life = plan.life.guard();
+    // A chain that is dropped ends its sources too.
+    let stop = plan.stop.clone().drop_guard();
+    turn.begin().await;
+    let mut running = std::pin::pin!(run(plan, built, caught_up));
+    tokio::select! {
+        ended = &mut running => return ended,
+        () = turn.end() => drop(stop),
+    }
+    running.await
 }
 
 /// Runs a pipeline until it is stopped, or caught up after these upstream pipelines have ended. One whose transaction
@@ -220,6 +238,7 @@ impl Built {
             tracker,
             bell: bell.clone(),
             stop: stop.clone(),
+            reads: plan.life.reads.clone(),
             commit: plan.commit(),
             caught_up: caught_up.is_some().then(|| take_the_end.clone()),
             drain_timeout,

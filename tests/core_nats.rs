@@ -26,6 +26,8 @@ fn main() -> ExitCode {
     let mut suite = Suite::default();
     suite.nats("subjects_go_through_a_function_to_subjects", subjects_go_through_a_function_to_subjects);
     suite.nats("a_stop_loses_nothing_that_had_come", a_stop_loses_nothing_that_had_come);
+    suite.nats("hops_between_pipelines_lose_nothing_at_starts_and_stops", hops_between_pipelines_lose_nothing);
+    suite.nats("who_may_not_publish_to_itself_reads_all_the_same", who_may_not_publish_to_itself_reads_all_the_same);
     suite.nats("members_of_a_queue_group_share", members_of_a_queue_group_share);
     suite.nats("what_comes_behind_an_outage_goes_on", what_comes_behind_an_outage_goes_on);
     suite.nats("what_finds_no_room_is_lost_and_told", what_finds_no_room_is_lost_and_told);
@@ -134,6 +136,65 @@ fn a_stop_loses_nothing_that_had_come(case: &Case) -> anyhow::Result<()> {
     run.stop(LIMIT)?;
     let found = numbers(&listener.rest()?);
     ensure!(found == (0..EVENTS).collect::<Vec<_>>(), "{} of {EVENTS} came", found.len());
+    Ok(())
+}
+
+/// Each pipeline reads before the one in front of it begins, and until that has ended: whatever the first has confirmed
+/// has come out of the last.
+fn hops_between_pipelines_lose_nothing(case: &Case) -> anyhow::Result<()> {
+    const ROUND: u64 = 10_000;
+    const READS: [&str; 3] = ["reads b.> in queue group", "reads a.> in queue group", "reading stream IN"];
+    let setup = Setup::new(case, OUT, "")?;
+    let text = r#"
+name: test
+connections: { edge: { nats: { servers: ["${NATS}"] } } }
+streams: { IN: { subjects: ["in.>"] }, OUT: { subjects: ["out.>"] } }
+pipelines:
+  first: { from: { nats: { stream: IN } }, to: { core_nats: { subject: "a.{key}" } }, batch: { max_events: 10 } }
+  middle: { from: { core_nats: { subjects: ["a.>"] } }, to: { core_nats: { subject: "b.{key}" } } }
+  last: { from: { core_nats: { subjects: ["b.>"] } }, to: { nats: { subject: "out.{key}" } } }
+"#;
+    std::fs::write(&setup.file, text)?;
+    let jet = setup.nats.client()?;
+    jet.create("IN", &["in.>"])?;
+    for round in 0..3 {
+        jet.publish((round * ROUND..(round + 1) * ROUND).map(message))?;
+        let came = jet.count("OUT")?;
+        let run = setup.run(case, &[], &[])?;
+        // The first one has taken a lot more by then.
+        jet.wait_for(LIMIT, "OUT", came + 100)?;
+        let ended = run.stop(LIMIT)?;
+        let begun: Vec<_> =
+            ended.stderr.lines().filter_map(|line| READS.iter().find(|it| line.contains(**it))).collect();
+        ensure!(begun == READS.iter().collect::<Vec<_>>(), "they began in the order {begun:?}");
+        let (confirmed, came) = (jet.consumer("IN", "test-first")?.ack_floor.stream_sequence, jet.count("OUT")?);
+        case.note(&format!("{confirmed} confirmed, {came} came out"));
+        ensure!(came == confirmed, "{confirmed} confirmed, {came} came out");
+    }
+    let number = |payload: &[u8]| std::str::from_utf8(payload).ok()?.split(' ').next()?.parse::<u64>().ok();
+    let found: Vec<_> = jet.read("OUT")?.iter().filter_map(|stored| number(&stored.payload)).collect();
+    ensure!(found.iter().copied().eq(0..found.len() as u64), "not each of them once, in order");
+    Ok(())
+}
+
+/// What it would find out by a message to itself it learns from the refusal.
+fn who_may_not_publish_to_itself_reads_all_the_same(case: &Case) -> anyhow::Result<()> {
+    let permissions = "publish: { allow: \"out.>\" }, subscribe: { allow: [\"in.>\", \"_INBOX.>\"] }";
+    let settings = format!(
+        "authorization {{ users: [ {{ user: admin, password: secret1 }}, {{ user: app, password: secret2, permissions: {{ \
+         {permissions} }} }} ] }}"
+    );
+    let nats = Nats::start(&settings)?;
+    let options = ConnectOptions::with_user_and_password("admin".into(), "secret1".into());
+    let core = Core::connect(&nats.url(), options)?;
+    let to = "core_nats: { subject: \"out.{key}\" }";
+    let setup = Setup { file: file(case, ", user: app, password: secret2", to, "")?, core, nats };
+    let mut listener = setup.core.listen("out.>")?;
+    let mut run = setup.run(case, &[], &[])?;
+    run.process().wait_for_line(LIMIT, "reads in.> in queue group test-main")?;
+    setup.core.publish((0..1_000).map(message))?;
+    run.stop(LIMIT)?;
+    ensure!(numbers(&listener.rest()?) == (0..1_000).collect::<Vec<_>>(), "not all of them came");
     Ok(())
 }
 

@@ -451,6 +451,7 @@ impl Reading {
             tracker,
             bell: bell.clone(),
             stop: stop.clone(),
+            reads: CancellationToken::new(),
             commit: CommitSpec::of(Guarantee::AtLeastOnce),
             caught_up: None,
             drain_timeout: LIMIT,

@@ -19,6 +19,7 @@ use crate::pipeline::dead_letter::Sender;
 use crate::pipeline::lane::{Lane, LastResort};
 use crate::pipeline::memory::not_in_memory;
 use crate::pipeline::replay::Replay;
+use crate::pipeline::turn::Life;
 use crate::spec::{
     ChainSpec, CommitSpec, ConnectionSpec, Guarantee, KafkaConnection, KafkaSourceSpec, PipelineSpec, SourceSpec,
     TargetSpec, WhenMissing,
@@ -40,7 +41,9 @@ pub(super) struct Plan {
     /// `transactional.id`, where there are transactions: the same one each time that it is built.
     transactional_id: Option<String>,
     pub(super) metrics: Arc<PipelineMetrics>,
+    /// Cancelled when this pipeline has to end, which may be later than others of its chain.
     pub(super) stop: CancellationToken,
+    pub(super) life: Life,
     pub(super) drain_timeout: Duration,
     replay: Option<Arc<Replay>>,
     /// Where the topics of Kafka are, when not on their brokers.
@@ -114,7 +117,6 @@ impl Plan {
         spec: &PipelineSpec,
         function: Option<Arc<Function>>,
         options: &RunOptions,
-        stop: CancellationToken,
     ) -> Self {
         let client = format!("fluxmill-{}-{}", chain.name, spec.name);
         let transactional_id = |source: &KafkaSourceSpec| {
@@ -133,7 +135,8 @@ impl Plan {
             spec: spec.clone(),
             connections: chain.connections.clone(),
             function,
-            stop,
+            stop: CancellationToken::new(),
+            life: Life::default(),
             drain_timeout: options.drain_timeout,
             replay: options.replay.clone(),
             memory: options.memory.clone(),

@@ -38,6 +38,7 @@ pub fn tap(connection: &KafkaConnection, spec: &KafkaSourceSpec, client: &str) -
         tracker,
         bell: bell.clone(),
         stop: stop.clone(),
+        reads: CancellationToken::new(),
         commit: CommitSpec::of(Guarantee::AtLeastOnce),
         caught_up: None,
         drain_timeout: Duration::ZERO,

@@ -31,6 +31,26 @@ impl<'a> Topology<'a> {
         &self.upstream[pipeline]
     }
 
+    /// The pipelines that publish to this one over what keeps nothing, so that it hears only what they publish while it
+    /// reads. Without those that hear, over others too, what it publishes itself: of a loop nobody can be the first.
+    pub fn hears(&self, pipeline: usize) -> Vec<usize> {
+        let unkept = |at: usize| match self.pipelines[at].1.source {
+            SourceSpec::CoreNats(_) => self.upstream(at),
+            _ => &[],
+        };
+        let hears_it = |&other: &usize| {
+            let (mut next, mut seen) = (vec![other], BTreeSet::new());
+            while let Some(at) = next.pop() {
+                if at == pipeline {
+                    return true;
+                }
+                next.extend(unkept(at).iter().filter(|&&at| seen.insert(at)));
+            }
+            false
+        };
+        unkept(pipeline).iter().copied().filter(|other| !hears_it(other)).collect()
+    }
+
     /// Two pipelines, of different files, that would share a consumer group on one topic, in words. Each would see a
     /// part of the events. Within one file the configuration refuses it.
     pub fn a_shared_group(&self) -> Option<String> {
@@ -218,6 +238,43 @@ mod tests {
         let chains =
             [chain("a:9092", vec![pipeline("a", "x", &["y"]), pipeline("b", "y", &["z"]), pipeline("c", "z", &["x"])])];
         assert_eq!(Topology::of(&chains).a_loop().as_deref(), Some("a -> b -> c -> a"));
+    }
+
+    /// Over core NATS, from subjects to subjects.
+    fn unkept(name: &str, from: &[&str], to: &[&str]) -> PipelineSpec {
+        let core = |subject: &&str| TargetSpec::CoreNats { connection: "edge".into(), subject: (*subject).into() };
+        let mut spec = pipeline(name, "", &[]);
+        spec.source = SourceSpec::CoreNats(CoreNatsSourceSpec {
+            connection: "edge".into(),
+            subjects: from.iter().map(|subject| (*subject).into()).collect(),
+            queue: name.into(),
+            key: NatsKey::Header,
+            subject_header: None,
+        });
+        spec.outputs = to.iter().map(|to| OutputSpec { name: (*to).into(), target: core(to) }).collect();
+        spec
+    }
+
+    #[test]
+    fn who_is_heard_is_not_part_of_a_loop() {
+        let mut entry = unkept("entry", &[], &["a"]);
+        entry.source = pipeline("entry", "orders", &[]).source;
+        let pipelines = vec![
+            entry,
+            unkept("one", &["a", "c"], &["b"]),
+            unkept("two", &["b"], &["c"]),
+            unkept("end", &["c"], &["d"]),
+            unkept("self", &["d", "e"], &["e"]),
+        ];
+        let mut chain = chain("a:9092", pipelines);
+        let servers = vec!["nats://a:4222".into()];
+        let nats = NatsConnection { servers, tls: None, auth: NatsAuth::None };
+        chain.connections.insert("edge".into(), ConnectionSpec::Nats(nats));
+        let chains = [chain];
+        let topology = Topology::of(&chains);
+        let heard: Vec<_> = (0..5).map(|at| topology.hears(at)).collect();
+        assert_eq!(heard, [vec![], vec![0], vec![], vec![2], vec![3]]);
+        assert_eq!(topology.upstream(1), [0, 2]);
     }
 
     #[test]

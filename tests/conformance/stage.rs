@@ -68,6 +68,7 @@ impl<'a> Stage<'a> {
             tracker: tracker.clone(),
             bell: bell.clone(),
             stop: stop.clone(),
+            reads: CancellationToken::new(),
             commit: CommitSpec::of(Guarantee::AtLeastOnce),
             caught_up: reader.until_caught_up.then_some(caught_up),
             drain_timeout: reader.drain,

@@ -228,6 +228,7 @@ impl Setup {
             tracker,
             bell: bell.clone(),
             stop: stop.clone(),
+            reads: CancellationToken::new(),
             commit: CommitSpec::of(Guarantee::AtLeastOnce),
             caught_up: self.until_caught_up.then_some(caught_up),
             drain_timeout: self.drain_timeout,

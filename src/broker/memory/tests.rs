@@ -64,6 +64,7 @@ impl Running {
             tracker,
             bell: bell.clone(),
             stop: stop.clone(),
+            reads: CancellationToken::new(),
             commit: CommitSpec::of(Guarantee::AtLeastOnce),
             caught_up: None,
             drain_timeout: Duration::from_millis(100),

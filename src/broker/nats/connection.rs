@@ -8,6 +8,8 @@ use std::time::Duration;
 use async_nats::{Client, ConnectErrorKind, ConnectOptions, Event, ServerError};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use bytes::Bytes;
+use futures_util::StreamExt as _;
 use jiff::Timestamp;
 use serde::Deserialize;
 use tokio::sync::Notify;
@@ -25,6 +27,11 @@ const RECONNECT: (Duration, Duration) = (Duration::from_millis(100), Duration::f
 /// Messages that may wait for whoever subscribed. More than are ever asked for.
 const SUBSCRIPTION_CAPACITY: usize = 65_536;
 
+/// How long the server may take to answer a round trip.
+const ROUND_TRIP_TIMEOUT: Duration = Duration::from_secs(1);
+/// How the subjects of round trips end.
+const ROUND_TRIP: &str = ".fluxmill-round-trip";
+
 /// The oldest server that knows atomic batches.
 const OLDEST_WITH_BATCHES: (i64, i64, i64) = (2, 12, 0);
 
@@ -40,6 +47,8 @@ pub(super) struct Link {
     /// Messages that came and found no room.
     slow: AtomicU64,
     denied: Mutex<Option<String>>,
+    /// Told when the server does not permit a round trip.
+    no_round_trip: Notify,
     change: Notify,
 }
 
@@ -83,6 +92,9 @@ impl Link {
                 if self.slow.fetch_add(1, Ordering::Relaxed) == 0 {
                     tracing::debug!(target: "fluxmill::nats", "{}: a message found no room", self.address);
                 }
+            }
+            Event::ServerError(ServerError::Other(words)) if words.contains(ROUND_TRIP) => {
+                self.no_round_trip.notify_waiters();
             }
             Event::ServerError(ServerError::Other(words)) if words.to_lowercase().contains("permissions violation") => {
                 tracing::error!(target: "fluxmill::nats", "{}: what was tried is not permitted: {words}", self.address);
@@ -173,6 +185,28 @@ impl Connection {
 }
 
 impl Connection {
+    /// Waits until the server has read all that was sent over this connection, and all has come that it had for it
+    /// until then. False when that is not known.
+    ///
+    /// The client has no ping that says when its pong comes; what a client sends to itself is answered in the same order
+    /// (<https://docs.nats.io/reference/reference-protocols/nats-protocol>). So is a refusal, for those who may not.
+    pub(super) async fn round_trip(&self) -> bool {
+        let refused = self.link.no_round_trip.notified();
+        let trip = async {
+            let subject = format!("{}{ROUND_TRIP}", self.client.new_inbox());
+            let Ok(mut back) = self.client.subscribe(subject.clone()).await else { return false };
+            self.client.publish(subject, Bytes::new()).await.is_ok() && back.next().await.is_some()
+        };
+        if self.link.epoch().is_none() {
+            return false;
+        }
+        tokio::select! {
+            came = trip => came,
+            () = refused => true,
+            () = tokio::time::sleep(ROUND_TRIP_TIMEOUT) => false,
+        }
+    }
+
     /// Why the server that this is connected to cannot be given atomic batches, if it cannot.
     pub(super) fn knows_no_batches(&self) -> Option<String> {
         let (major, minor, patch) = OLDEST_WITH_BATCHES;

@@ -23,6 +23,8 @@ use crate::spec::{CoreNatsSourceSpec, NatsConnection};
 const WAITING_MAX: (usize, usize) = (65_536, 64 << 20);
 /// How often it is said at most that messages were lost.
 const SAY_INTERVAL: Duration = Duration::from_secs(10);
+/// How long to wait before the server is asked once more whether it has read what is asked for.
+const PAUSE: Duration = Duration::from_millis(100);
 /// How long the server may take to send what it had for this process when that stops.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -48,11 +50,6 @@ impl CoreSource {
             let subscribed = connection.client.queue_subscribe(subject.clone(), self.spec.queue.clone()).await;
             let action = || format!("subscribe to {subject} on {}", connection.address);
             subscribers.push(subscribed.map_err(|error| failed(BrokerErrorKind::Fatal, action(), error))?);
-        }
-        // What is published from now on comes, once the server has read this.
-        if connection.client.flush().await.is_ok() {
-            let (subjects, queue) = (self.spec.subjects.join(", "), &self.spec.queue);
-            tracing::info!(target: "fluxmill::nats", "reads {subjects} in queue group {queue}");
         }
         let partition = TopicPartition { topic: self.spec.subjects.join(",").into(), partition: 0 };
         let slot = context.tracker.assign(partition);
@@ -149,6 +146,11 @@ impl Reader<'_> {
     async fn work(mut self, lanes: CloseLanes) -> Result<SourceEnd, BrokerError> {
         let context = self.context;
         while !context.stop.is_cancelled() {
+            if !context.reads.is_cancelled() && self.connection.round_trip().await {
+                context.reads.cancel();
+                let (subjects, queue) = (self.waiting.spec.subjects.join(", "), &self.waiting.spec.queue);
+                tracing::info!(target: "fluxmill::nats", "reads {subjects} in queue group {queue}");
+            }
             if let Some(refusal) = self.connection.refusal(|| format!("subscribe on {}", self.connection.address)) {
                 return Err(refusal);
             }
@@ -160,7 +162,7 @@ impl Reader<'_> {
                 () = self.connection.link.changed() => None,
                 () = context.stop.cancelled() => None,
                 // What was lost is told although nothing comes any more.
-                () = tokio::time::sleep(SAY_INTERVAL) => None,
+                () = tokio::time::sleep(if context.reads.is_cancelled() { SAY_INTERVAL } else { PAUSE }) => None,
             };
             self.take(message);
         }
@@ -191,15 +193,16 @@ impl Reader<'_> {
     /// Takes a message, and all that came with it. Unconstrained: as much may have come as the connection reads in its
     /// turn, and what stays in the subscription for long is lost.
     fn take(&mut self, message: Option<Message>) {
-        let mut next = message;
-        while let Some(message) = next {
+        message.into_iter().for_each(|message| self.waiting.take(message));
+        while let Some(Some(message)) = tokio::task::unconstrained(self.subscribers.next()).now_or_never() {
             self.waiting.take(message);
-            next = tokio::task::unconstrained(self.subscribers.next()).now_or_never().flatten();
         }
     }
 
-    /// Asks for nothing more, and takes what was on its way.
+    /// Takes what the server had for this process, asks for nothing more, and takes what was on its way.
     async fn leave(&mut self) {
+        self.connection.round_trip().await;
+        self.take(None);
         for subscriber in self.subscribers.iter_mut() {
             // A connection that is gone has nothing on its way.
             let _ = subscriber.drain().await;

@@ -30,9 +30,8 @@ const FROM_CORE: &str = "  guarantee: AT MOST ONCE
 ";
 const TO_CORE: &str =
     "  To core NATS nothing is promised but that it was sent: who listens at that moment has it, and nobody acknowledges
-  it. What is on its way when the connection breaks is LOST, and so is what a pipeline of this run that reads it has
-  not yet subscribed to at the start, or does not read any more at the stop. What is run again after a crash is sent
-  again.
+  it. What is on its way when the connection breaks is LOST. Pipelines of this run that read it begin before this one
+  and end after it, unless they feed it in turn. What is run again after a crash is sent again.
 ";
 const IN_BATCHES: &str =
     "  Atomic outputs are stored batch by batch, of 1000 messages at most, each as a whole or not at all. What one event

@@ -63,10 +63,12 @@ impl NatsDriver {
     /// Runs until the producer is closed. What cannot go on is told to whoever publishes.
     pub async fn run(self) {
         let Self { connection, client_id, queue, largest, broken, close, closed } = self;
+        let connected = OnceCell::new();
         let connect = async {
             let connection = Connection::open(&connection, &client_id, false).await?;
             // Who waits for it has nothing queued yet.
             let _ = largest.set(connection.client.max_payload());
+            let _ = connected.set(connection.clone());
             Ok(connection)
         };
         let until_closed = UntilClosed { close: &close, broken: &broken };
@@ -79,6 +81,9 @@ impl NatsDriver {
                     window.drain().for_each(|outgoing| outgoing.pending().fail(&error));
                     let fail = |run: Vec<Outgoing>| run.iter().for_each(|outgoing| outgoing.pending().fail(&error));
                     until_closed.refuse(&mut queue, fail).await;
+                } else if let Some(connection) = connected.get() {
+                    // Core NATS acknowledges nothing: whoever closes may rely on it that the server has all.
+                    connection.round_trip().await;
                 }
             }
             Queued::Whole(mut queue) => {
