@@ -93,6 +93,8 @@ pub enum SourceEnd {
     Drained,
     /// The drain deadline passed; what had not ended will be delivered again.
     DrainTimedOut,
+    /// The drain deadline passed; what had not ended is lost, since the broker keeps nothing.
+    Lost,
 }
 
 /// Where events come from.

@@ -33,6 +33,7 @@ use crate::pipeline::turn::{Life, Turn};
 use crate::spec::{ChainSpec, ConnectionSpec, PipelineSpec, SourceSpec, TargetSpec};
 use crate::telemetry::metrics::PipelineMetrics;
 
+use error::Failure;
 pub use error::{RunError, StartError};
 pub use replay::{LetterFate, Replay, ReplayCounts};
 pub use tap::{Tap, tap};
@@ -246,13 +247,7 @@ impl Built {
         let mut source = spawn_source(name, source, context);
         let mut tasks = spawn_lanes(lanes);
         let mut drivers = spawn_drivers(name, drivers);
-        let mut failure: Option<RunError> = None;
-        let note = |failure: &mut Option<RunError>, error: RunError| {
-            *failure = Some(match failure.take() {
-                Some(first) => first.or(error),
-                None => error,
-            });
-        };
+        let mut failure = Failure::default();
         let mut upstream = std::pin::pin!(async {
             for ended in caught_up.into_iter().flatten() {
                 ended.cancelled().await;
@@ -266,20 +261,15 @@ impl Built {
                 end = &mut source => break end,
                 Some(lane) = tasks.join_next() => {
                     if let Some(error) = lane_error(name, lane) {
-                        note(&mut failure, error);
+                        failure.note(error);
                         stop.cancel();
-                        tasks.abort_all();
                     }
                 }
                 Some(driver) = drivers.join_next() => {
-                    // It runs until its producer is closed: by the source where that has it, and else not yet.
-                    if transactional && driver.is_ok() {
-                        continue;
+                    if let Some(error) = driver_error(name, driver, transactional) {
+                        failure.note(error);
+                        stop.cancel();
                     }
-                    let reason = driver.err().map_or_else(|| "it returned".to_owned(), |error| error.to_string());
-                    note(&mut failure, RunError::Panic { pipeline: name.to_owned(), task: "a producer", reason });
-                    stop.cancel();
-                    tasks.abort_all();
                 }
                 () = &mut upstream, if !upstream_ended => upstream_ended = true,
                 () = stop.cancelled(), if !stopping => {
@@ -287,10 +277,15 @@ impl Built {
                     bell.ring();
                 }
             }
+            if failure.is_clear() {
+                tasks.abort_all();
+            }
         };
         if let Some(error) = source_error(name, end, drain_timeout) {
+            failure.note(error);
+        }
+        if failure.is_clear() {
             tasks.abort_all();
-            note(&mut failure, error);
         }
         let deadline = tokio::time::Instant::now() + LANES_END_TIMEOUT;
         loop {
@@ -298,7 +293,7 @@ impl Built {
                 Ok(None) => break,
                 Ok(Some(lane)) => {
                     if let Some(error) = lane_error(name, lane) {
-                        note(&mut failure, error);
+                        failure.note(error);
                     }
                 }
                 // What is left is of partitions that were lost: others process it, and it must not hold the end up.
@@ -309,7 +304,7 @@ impl Built {
         let timeout = if failure.is_none() { PRODUCER_CLOSE_TIMEOUT } else { Duration::ZERO };
         close(producers, timeout).await;
         while drivers.join_next().await.is_some() {}
-        failure.map_or(Ok(()), Err)
+        failure.end()
     }
 }
 
@@ -445,7 +440,7 @@ fn spawn_ticker(engine: &Engine, ticking: Arc<AtomicBool>) {
 }
 
 /// Runs the producers' drivers until their producers are closed.
-fn spawn_drivers(pipeline: &str, drivers: Vec<AnyDriver>) -> JoinSet<()> {
+fn spawn_drivers(pipeline: &str, drivers: Vec<AnyDriver>) -> JoinSet<Result<(), BrokerError>> {
     use tracing::Instrument;
     let mut tasks = JoinSet::new();
     for driver in drivers {
@@ -474,8 +469,27 @@ fn source_error(
     match end {
         Ok(Ok(SourceEnd::Drained)) => None,
         Ok(Ok(SourceEnd::DrainTimedOut)) => Some(RunError::DrainTimedOut { pipeline, timeout }),
+        Ok(Ok(SourceEnd::Lost)) => Some(RunError::Lost { pipeline, timeout }),
         Ok(Err(source)) => Some(RunError::Source { pipeline, source }),
         Err(_) => Some(RunError::Panic { pipeline, task: "the source", reason: "its thread panicked".into() }),
+    }
+}
+
+/// Why a producer's driver has ended, if that is a failure. It runs until its producer is closed: by the source where
+/// that has it, as transactions do, and else not before the lanes have ended.
+fn driver_error(
+    pipeline: &str,
+    driver: Result<Result<(), BrokerError>, JoinError>,
+    transactional: bool,
+) -> Option<RunError> {
+    match driver {
+        Ok(Ok(())) if transactional => None,
+        Ok(Ok(())) => {
+            let (pipeline, reason) = (pipeline.to_owned(), "it returned".to_owned());
+            Some(RunError::Panic { pipeline, task: "a producer", reason })
+        }
+        Ok(Err(source)) => Some(RunError::Producer { pipeline: pipeline.to_owned(), source }),
+        Err(error) => Some(panicked(pipeline, "a producer", &error)),
     }
 }
 

@@ -10,7 +10,7 @@ use async_nats::{ConnectOptions, HeaderMap, Message};
 use support::chain::guest;
 use support::core::Core;
 use support::nats::Nats;
-use support::process::Fluxmill;
+use support::process::{Fluxmill, Signal};
 use support::suite::{Case, Suite};
 
 mod support;
@@ -28,6 +28,7 @@ fn main() -> ExitCode {
     suite.nats("a_stop_loses_nothing_that_had_come", a_stop_loses_nothing_that_had_come);
     suite.nats("hops_between_pipelines_lose_nothing_at_starts_and_stops", hops_between_pipelines_lose_nothing);
     suite.nats("who_may_not_publish_to_itself_reads_all_the_same", who_may_not_publish_to_itself_reads_all_the_same);
+    suite.nats("what_does_not_end_in_time_is_told_to_be_lost", what_does_not_end_in_time_is_told_to_be_lost);
     suite.nats("members_of_a_queue_group_share", members_of_a_queue_group_share);
     suite.nats("what_comes_behind_an_outage_goes_on", what_comes_behind_an_outage_goes_on);
     suite.nats("what_finds_no_room_is_lost_and_told", what_finds_no_room_is_lost_and_told);
@@ -174,6 +175,23 @@ pipelines:
     let number = |payload: &[u8]| std::str::from_utf8(payload).ok()?.split(' ').next()?.parse::<u64>().ok();
     let found: Vec<_> = jet.read("OUT")?.iter().filter_map(|stored| number(&stored.payload)).collect();
     ensure!(found.iter().copied().eq(0..found.len() as u64), "not each of them once, in order");
+    Ok(())
+}
+
+fn what_does_not_end_in_time_is_told_to_be_lost(case: &Case) -> anyhow::Result<()> {
+    let function = format!(
+        "    function: {{ wasm: \"{}\", limits: {{ timeout: 5s }} }}\n    on_error: {{ retry: {{ attempts: 1 }}, then: drop }}\n",
+        guest("faulty").display()
+    );
+    let setup = Setup::new(case, OUT, &function)?;
+    let mut run = setup.run(case, &["--drain-timeout", "100ms"], &["ERROR", "WARN"])?;
+    run.process().wait_for_line(LIMIT, "reads in.> in queue group")?;
+    setup.core.publish([("in.a".to_owned(), HeaderMap::new(), b"loop".to_vec())])?;
+    run.process().signal(Signal::Term)?;
+    let ended = run.finish(LIMIT)?;
+    ensure!(ended.code == Some(1), "exit code {:?}", ended.code);
+    let told = "did not end within 100ms; its broker keeps nothing, and it is lost";
+    ensure!(ended.stderr.contains(told), "{}", ended.stderr);
     Ok(())
 }
 

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use async_nats::HeaderMap;
-use async_nats::jetstream::consumer::{AckPolicy, pull};
 use async_nats::jetstream::stream::{Config, DiscardPolicy};
 use support::chain::{guest, repository};
 use support::checker::{Seen, compare};
@@ -37,8 +36,6 @@ fn main() -> ExitCode {
     suite.nats("sigterm_ends_a_run_whose_server_is_gone", sigterm_ends_a_run_whose_server_is_gone);
     suite.nats("a_second_process_waits_and_takes_over", a_second_process_waits_and_takes_over);
     suite.nats("a_full_stream_is_waited_for", a_full_stream_is_waited_for);
-    suite.nats("a_consumer_with_other_settings_is_refused", a_consumer_with_other_settings_is_refused);
-    suite.nats("check_asks_the_server", check_asks_the_server);
     suite.run()
 }
 
@@ -394,43 +391,6 @@ fn a_full_stream_is_waited_for(case: &Case) -> anyhow::Result<()> {
     case.note(&report.describe());
     // What was on its way when there was room again is stored in front of what was refused before: docs/nats.md.
     ensure!(report.lost.is_empty() && report.doubled.is_empty() && report.unseen.is_empty(), "{}", report.describe());
-    Ok(())
-}
-
-fn a_consumer_with_other_settings_is_refused(case: &Case) -> anyhow::Result<()> {
-    let setup = Setup::new(case, &Chain::default())?;
-    let config = pull::Config {
-        durable_name: Some("test-main".into()),
-        ack_policy: AckPolicy::Explicit,
-        max_deliver: 3,
-        ..pull::Config::default()
-    };
-    setup.jet.create_consumer("IN", config)?;
-    let ended = setup.run(case, &[], &["ERROR", "WARN"])?.finish(LIMIT)?;
-    ensure!(ended.code == Some(1), "exit code {:?}", ended.code);
-    for told in ["ack_policy is Explicit, not All", "max_deliver is 3, not -1", "write another `durable`"] {
-        ensure!(ended.stderr.contains(told), "no `{told}` in {}", ended.stderr);
-    }
-    Ok(())
-}
-
-fn check_asks_the_server(case: &Case) -> anyhow::Result<()> {
-    let setup = Setup::new(case, &Chain::default())?;
-    let check = |expected: &[&str]| {
-        let file = setup.file.display().to_string();
-        let env = [("NATS", setup.nats.url())];
-        let env: Vec<_> = env.iter().map(|(name, value)| (*name, value.as_str())).collect();
-        case.start_with(["check", "--connect", &file], &env, expected)?.finish(LIMIT)
-    };
-    ensure!(check(&[])?.code == Some(0), "what is listed need not be there");
-    let text = std::fs::read_to_string(&setup.file)?;
-    let text = text.replace("  OUT: { subjects: [\"out.>\"] }\n", "").replace("stream: IN", "stream: GONE");
-    std::fs::write(&setup.file, text)?;
-    let ended = check(&[])?;
-    ensure!(ended.code == Some(1), "exit code {:?}", ended.code);
-    for told in ["find stream GONE", "find subject out.{key}", "list it under `streams`"] {
-        ensure!(ended.stderr.contains(told), "no `{told}` in {}", ended.stderr);
-    }
     Ok(())
 }
 

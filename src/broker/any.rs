@@ -66,9 +66,15 @@ pub enum AnyDriver {
 
 impl AnyDriver {
     /// Runs until the producer is closed.
-    pub async fn run(self) {
+    ///
+    /// # Errors
+    /// Why it cannot go on, where its sinks do not tell that alone.
+    pub async fn run(self) -> Result<(), BrokerError> {
         match self {
-            Self::Kafka(driver) => driver.run().await,
+            Self::Kafka(driver) => {
+                driver.run().await;
+                Ok(())
+            }
             Self::Nats(driver) => driver.run().await,
         }
     }

@@ -58,11 +58,29 @@ pub enum RunError {
         /// Why.
         source: BrokerError,
     },
+    /// A producer cannot go on.
+    #[error("pipeline {pipeline}: {source}")]
+    Producer {
+        /// The pipeline's name.
+        pipeline: String,
+        /// Why.
+        source: BrokerError,
+    },
     /// What was in flight did not end in time. It was not confirmed and will be delivered again.
     #[error(
         "pipeline {pipeline}: what was in flight did not end within {timeout:?}; it is not confirmed, and will be delivered again"
     )]
     DrainTimedOut {
+        /// The pipeline's name.
+        pipeline: String,
+        /// The deadline that passed.
+        timeout: Duration,
+    },
+    /// The same, where nothing keeps it.
+    #[error(
+        "pipeline {pipeline}: what was in flight did not end within {timeout:?}; its broker keeps nothing, and it is lost"
+    )]
+    Lost {
         /// The pipeline's name.
         pipeline: String,
         /// The deadline that passed.
@@ -99,23 +117,63 @@ impl RunError {
         matches!(self, Self::Lane { source: LaneError::NoLetters { .. }, .. })
     }
 
+    /// Whether others may have more to tell: a lane only that its producer is gone, a producer not whose event it was.
+    fn follows(&self) -> bool {
+        match self {
+            Self::Lane { source, .. } => source.follows(),
+            Self::Producer { .. } => true,
+            _ => false,
+        }
+    }
+
     fn broker_error_kind(&self) -> Option<BrokerErrorKind> {
         match self {
-            Self::Lane { source: LaneError::Broker(source), .. } | Self::Source { source, .. } => Some(source.kind),
+            Self::Lane { source: LaneError::Broker(source), .. }
+            | Self::Producer { source, .. }
+            | Self::Source { source, .. } => Some(source.kind),
             _ => None,
         }
     }
 
     /// Which of two failures of one pipeline is the cause: the first, unless it may follow from the other. Where a
     /// transaction has failed, others learn no more than that their producer was closed; and where something else has
-    /// failed, its transaction fails too.
-    pub(super) fn or(self, later: Self) -> Self {
-        let weight = |error: &Self| match error.broker_error_kind() {
-            Some(BrokerErrorKind::Closed) => 0,
-            Some(BrokerErrorKind::Aborted) => 1,
-            _ => 2,
+    /// failed, its transaction fails too. What a lane has given up does not end in time.
+    fn or(self, later: Self) -> Self {
+        let weight = |error: &Self| match (error, error.broker_error_kind()) {
+            (Self::DrainTimedOut { .. } | Self::Lost { .. }, _) | (_, Some(BrokerErrorKind::Closed)) => 0,
+            (Self::Producer { .. }, _) => 1,
+            (_, Some(BrokerErrorKind::Aborted)) => 2,
+            _ => 3,
         };
         if weight(&later) > weight(&self) { later } else { self }
+    }
+}
+
+/// By what a pipeline has failed, as far as it is known.
+#[derive(Debug, Default)]
+pub(super) struct Failure(Option<RunError>);
+
+impl Failure {
+    pub(super) fn note(&mut self, error: RunError) {
+        self.0 = Some(match self.0.take() {
+            Some(first) => first.or(error),
+            None => error,
+        });
+    }
+
+    /// Whether nothing has failed.
+    pub(super) fn is_none(&self) -> bool {
+        self.0.is_none()
+    }
+
+    /// Whether the lanes need not be heard any more.
+    pub(super) fn is_clear(&self) -> bool {
+        self.0.as_ref().is_some_and(|error| !error.follows())
+    }
+
+    /// How the pipeline has ended.
+    pub(super) fn end(self) -> Result<(), RunError> {
+        self.0.map_or(Ok(()), Err)
     }
 }
 

@@ -121,6 +121,13 @@ impl Work {
     }
 }
 
+impl LaneError {
+    /// Whether it says no more than that a producer is gone, of which another one may know why.
+    pub fn follows(&self) -> bool {
+        matches!(self, Self::Broker(BrokerError { kind: BrokerErrorKind::Closed, .. }))
+    }
+}
+
 /// A batch that was handed to the sinks, until it has ended; then what of it failed, and the memory that it held.
 type InFlight<'a> = BoxFuture<'a, Result<(Vec<FailedRow>, usize), LaneError>>;
 
@@ -130,8 +137,22 @@ impl<T: Transform, S: Sink> Lane<T, S> {
     /// # Errors
     /// What ends the pipeline. Batches in flight are then dropped and count as not delivered.
     pub async fn run(self) -> Result<(), LaneError> {
-        let calls = Mutex::new(());
-        let mut in_flight: FuturesUnordered<InFlight<'_>> = FuturesUnordered::new();
+        let (calls, mut in_flight) = (Mutex::new(()), FuturesUnordered::new());
+        let Err(mut error) = self.work(&calls, &mut in_flight).await else { return Ok(()) };
+        // A batch may only have learnt that its producer was closed, and another one why.
+        while error.follows()
+            && let Some(Some(ended)) = in_flight.next().now_or_never()
+        {
+            error = ended.err().unwrap_or(error);
+        }
+        Err(error)
+    }
+
+    async fn work<'a>(
+        &'a self,
+        calls: &'a Mutex<()>,
+        in_flight: &mut FuturesUnordered<InFlight<'a>>,
+    ) -> Result<(), LaneError> {
         let (mut log, mut held) = (FailureLog::default(), 0);
         loop {
             let may_take = self.may_take(in_flight.len(), held);
@@ -146,7 +167,7 @@ impl<T: Transform, S: Sink> Lane<T, S> {
                 delivery = self.intake.take(), if may_take => delivery,
             };
             let Some(delivery) = delivery else { break };
-            let mut publish = pin!(self.publish(delivery, &calls));
+            let mut publish = pin!(self.publish(delivery, calls));
             let (work, wait) = loop {
                 tokio::select! {
                     biased;
@@ -162,7 +183,7 @@ impl<T: Transform, S: Sink> Lane<T, S> {
             held += memory;
             in_flight.push(match wait {
                 None => self.finish(work).map_ok(move |failed| (failed, memory)).boxed(),
-                Some(wait) => self.retry(work, wait, &calls).map_ok(move |failed| (failed, memory)).boxed(),
+                Some(wait) => self.retry(work, wait, calls).map_ok(move |failed| (failed, memory)).boxed(),
             });
         }
         while let Some(ended) = in_flight.next().await {

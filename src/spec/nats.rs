@@ -67,11 +67,13 @@ pub struct StreamSpec {
     pub discard: Discard,
     /// Whether it takes atomic batches.
     pub atomic: bool,
+    /// Whether no file lists it: another stream that stores its subjects does as well, unless it is read.
+    pub implied: bool,
 }
 
 impl StreamSpec {
-    /// A stream with what holds where nothing else is written.
-    pub fn new(connection: &str, name: String, subjects: Vec<String>) -> Self {
+    /// A stream that something else implies, with what holds where nothing is written.
+    pub fn implied(connection: &str, name: String, subjects: Vec<String>) -> Self {
         Self {
             connection: connection.to_owned(),
             name,
@@ -86,6 +88,7 @@ impl StreamSpec {
             max_message_bytes: None,
             discard: Discard::Old,
             atomic: false,
+            implied: true,
         }
     }
 }

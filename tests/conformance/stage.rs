@@ -300,7 +300,7 @@ impl Drop for Reading {
 /// A producer at work, and its sink.
 pub(crate) struct Publisher {
     producer: Option<AnyProducer>,
-    driver: Option<JoinHandle<()>>,
+    driver: Option<JoinHandle<Result<(), BrokerError>>>,
     sink: AnySink,
     runtime: Arc<Runtime>,
 }

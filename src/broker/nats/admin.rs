@@ -78,70 +78,136 @@ async fn look(
 ) -> Result<Vec<String>, Vec<BrokerError>> {
     let connection = Connection::open(connection, CLIENT, false).await.map_err(|error| vec![error])?;
     let context = jetstream::new(connection.client.clone());
-    let (address, mut errors, mut made) = (&connection.address, Vec::new(), Vec::new());
-    if !used.streams.is_empty() && !connection.client.is_server_compatible(OLDEST.0, OLDEST.1, OLDEST.2) {
-        let reason = format!(
-            "it is version {}; reading needs 2.14 or newer, whose durable consumers can be set back to what is confirmed",
-            connection.client.server_info().version
-        );
-        errors.push(failed(BrokerErrorKind::Settings, format!("read from {address}"), reason));
+    let mut look = Look { connection: &connection, context, used, errors: Vec::new() };
+    look.versions();
+    let new = look.listed(create, may_create).await;
+    look.read(create).await;
+    look.written(&new).await;
+    if look.errors.is_empty() { Ok(new.into_iter().map(|spec| spec.name.clone()).collect()) } else { Err(look.errors) }
+}
+
+/// A look at a server, and what is wrong with it.
+struct Look<'a> {
+    connection: &'a Connection,
+    context: Context,
+    used: &'a Used<'a>,
+    errors: Vec<BrokerError>,
+}
+
+impl Look<'_> {
+    fn wrong(&mut self, kind: BrokerErrorKind, action: String, reason: impl std::fmt::Display) {
+        self.errors.push(failed(kind, action, reason));
     }
-    if used.subjects.iter().any(|(_, atomic)| *atomic)
-        && let Some(reason) = connection.knows_no_batches()
-    {
-        errors.push(failed(BrokerErrorKind::Settings, format!("publish atomic batches to {address}"), reason));
+
+    /// An answer that failed: it may not have come since it was not permitted.
+    fn unanswered(&mut self, error: BrokerError) {
+        self.errors.push(self.connection.refusal(|| error.action.clone()).unwrap_or(error));
     }
-    let mut new = Vec::new();
-    for spec in create {
-        match find(&context, &spec.name, address).await {
-            Ok(Some(config)) => compare(spec, &config),
-            Ok(None) => {
-                new.push(spec);
-                match if may_create { make(&context, spec, address).await } else { Ok(()) } {
-                    Ok(()) => made.push(spec.name.clone()),
-                    Err(error) => errors.push(error),
+
+    /// Whether the server is new enough.
+    fn versions(&mut self) {
+        let (client, address) = (&self.connection.client, &self.connection.address);
+        if !self.used.streams.is_empty() && !client.is_server_compatible(OLDEST.0, OLDEST.1, OLDEST.2) {
+            let reason = format!(
+                "it is version {}; reading needs 2.14 or newer, whose durable consumers can be set back to what is confirmed",
+                client.server_info().version
+            );
+            self.wrong(BrokerErrorKind::Settings, format!("read from {address}"), reason);
+        }
+        if self.used.subjects.iter().any(|(_, atomic)| *atomic)
+            && let Some(reason) = self.connection.knows_no_batches()
+        {
+            self.wrong(BrokerErrorKind::Settings, format!("publish atomic batches to {address}"), reason);
+        }
+    }
+
+    /// Looks for the streams that are listed, and creates those that are missing, if it may. Returns these.
+    async fn listed<'s>(&mut self, create: &[&'s StreamSpec], may_create: bool) -> Vec<&'s StreamSpec> {
+        let (context, address) = (self.context.clone(), &self.connection.address);
+        let mut new = Vec::new();
+        for spec in create {
+            match find(&context, &spec.name, address).await {
+                Ok(Some(config)) => compare(spec, &config),
+                Ok(None) => match self.takes_its_place(spec).await {
+                    Ok(Some(stream)) => tracing::info!(
+                        target: "fluxmill::nats",
+                        "stream {} is not created: {stream} stores {} already", spec.name, spec.subjects.join(", ")
+                    ),
+                    Ok(None) => match if may_create { make(&context, spec, address).await } else { Ok(()) } {
+                        Ok(()) => new.push(*spec),
+                        Err(error) => self.errors.push(error),
+                    },
+                    Err(error) => self.unanswered(error),
+                },
+                Err(error) => self.unanswered(error),
+            }
+        }
+        new
+    }
+
+    /// The stream that stores already what one that is missing would, where that does as well.
+    ///
+    /// # Errors
+    /// When it does not: a subject is in one stream.
+    async fn takes_its_place(&self, spec: &StreamSpec) -> Result<Option<String>, BrokerError> {
+        let address = &self.connection.address;
+        let action = || format!("create stream {} on {address}", spec.name);
+        for subject in &spec.subjects {
+            let taken = takers(&self.context, subject).await;
+            let taken = taken.map_err(|reason| failed(BrokerErrorKind::Fatal, action(), reason))?;
+            let Some(Config { name, .. }) = taken.first() else { continue };
+            if spec.implied && !self.used.streams.contains(&spec.name.as_str()) {
+                return Ok(Some(name.clone()));
+            }
+            let help = if spec.implied {
+                format!("read it as `nats: {{ stream: {name}, subjects: [\"{subject}\"] }}`, not as a topic")
+            } else {
+                format!("use {name}, or give {} other subjects", spec.name)
+            };
+            let reason = format!("stream {name} stores {subject} already, and a subject is in one stream: {help}");
+            return Err(failed(BrokerErrorKind::Settings, action(), reason));
+        }
+        Ok(None)
+    }
+
+    /// Looks for the streams that are read and not listed.
+    async fn read(&mut self, listed: &[&StreamSpec]) {
+        let (used, address) = (self.used, &self.connection.address);
+        for name in used.streams.iter().filter(|name| listed.iter().all(|spec| spec.name != **name)) {
+            match find(&self.context, name, address).await {
+                Ok(Some(_)) => {}
+                Ok(None) => {
+                    let reason = format!("it does not exist on {address}; create it, or list it under `streams:`");
+                    self.wrong(BrokerErrorKind::UnknownTopic, format!("find stream {name}"), reason);
+                }
+                Err(error) => self.unanswered(error),
+            }
+        }
+    }
+
+    /// Looks for who stores what is written, but for the streams that are new: those that were there may have other
+    /// subjects than are listed.
+    async fn written(&mut self, new: &[&StreamSpec]) {
+        let (used, address) = (self.used, &self.connection.address);
+        for (subject, atomic) in &used.subjects {
+            if new.iter().any(|spec| stores(&spec.subjects, subject)) {
+                continue;
+            }
+            match takers(&self.context, &subject.replace("{key}", "*")).await {
+                Ok(streams) if !streams.is_empty() => {
+                    self.errors.extend(atomic.then(|| no_batches(subject, &streams)).flatten());
+                }
+                Ok(_) => {
+                    let reason = format!("no stream on {address} stores it; create one, or list it under `streams:`");
+                    self.wrong(BrokerErrorKind::UnknownTopic, format!("find subject {subject}"), reason);
+                }
+                Err(reason) => {
+                    let action = format!("find the stream of subject {subject} on {address}");
+                    self.unanswered(failed(BrokerErrorKind::Fatal, action, reason));
                 }
             }
-            Err(error) => errors.push(connection.refusal(|| error.action.clone()).unwrap_or(error)),
         }
     }
-    for name in &used.streams {
-        if create.iter().any(|spec| spec.name == *name) {
-            continue;
-        }
-        match find(&context, name, address).await {
-            Ok(Some(_)) => {}
-            Ok(None) => {
-                let reason = format!("it does not exist on {address}; create it, or list it under `streams:`");
-                errors.push(failed(BrokerErrorKind::UnknownTopic, format!("find stream {name}"), reason));
-            }
-            Err(error) => errors.push(connection.refusal(|| error.action.clone()).unwrap_or(error)),
-        }
-    }
-    for (subject, atomic) in &used.subjects {
-        // One that was there may have other subjects than those that are listed.
-        if new.iter().any(|spec| stores(&spec.subjects, subject)) {
-            continue;
-        }
-        match takers(&context, &subject.replace("{key}", "*")).await {
-            Ok(streams) if !streams.is_empty() => {
-                errors.extend(atomic.then(|| no_batches(subject, &streams)).flatten());
-            }
-            Ok(_) => {
-                let reason = format!("no stream on {address} stores it; create one, or list it under `streams:`");
-                errors.push(failed(BrokerErrorKind::UnknownTopic, format!("find subject {subject}"), reason));
-            }
-            Err(reason) => {
-                let action = format!("find the stream of subject {subject} on {address}");
-                errors.push(connection.refusal(|| action.clone()).unwrap_or(failed(
-                    BrokerErrorKind::Fatal,
-                    action,
-                    reason,
-                )));
-            }
-        }
-    }
-    if errors.is_empty() { Ok(made) } else { Err(errors) }
 }
 
 /// A stream's settings, if it is there.
@@ -160,7 +226,7 @@ async fn find(context: &Context, name: &str, address: &str) -> Result<Option<Con
 /// The streams that store some of this subject.
 async fn takers(context: &Context, subject: &str) -> Result<Vec<Config>, String> {
     use async_nats::jetstream::context::{GetStreamByNameErrorKind as Missing, GetStreamErrorKind as Gone};
-    if !subject.contains('*') {
+    if !subject.contains(['*', '>']) {
         let name = match context.stream_by_subject(subject).await {
             Ok(name) => name,
             Err(error) if error.kind() == Missing::NotFound => return Ok(Vec::new()),

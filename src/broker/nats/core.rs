@@ -187,7 +187,7 @@ impl Reader<'_> {
         let drained = self.waiting.messages.is_empty() && tracker.drained(&[self.slot]);
         self.waiting.lost += self.waiting.messages.len() as u64;
         self.waiting.tell(self.connection.link.slow(), true);
-        Ok(if drained { SourceEnd::Drained } else { SourceEnd::DrainTimedOut })
+        Ok(if drained { SourceEnd::Drained } else { SourceEnd::Lost })
     }
 
     /// Takes a message, and all that came with it. Unconstrained: as much may have come as the connection reads in its

@@ -241,6 +241,12 @@ impl Subject {
         &self.template
     }
 
+    /// Whether this subject may be one that is made here.
+    pub(super) fn may_be(&self, subject: &str) -> bool {
+        let [first, .., last] = self.parts.as_slice() else { return subject == self.template };
+        subject == self.template || (subject.starts_with(first.as_str()) && subject.ends_with(last.as_str()))
+    }
+
     /// The subject of an event.
     ///
     /// # Errors

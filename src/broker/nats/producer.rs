@@ -88,15 +88,15 @@ struct Shared {
     address: String,
 }
 
-impl Shared {
-    fn why_broken(&self, subject: &str) -> BrokerError {
-        let told = self.broken.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        told.unwrap_or_else(|| {
-            let action = format!("publish to {subject} on {}", self.address);
-            failed(BrokerErrorKind::Closed, action, "the producer was closed")
-        })
-    }
+/// How errors of a subject begin.
+const PUBLISH_TO: &str = "publish to ";
 
+/// What is being done, as errors say it.
+fn publishing(subject: &str, address: &str) -> String {
+    format!("{PUBLISH_TO}{subject} on {address}")
+}
+
+impl Shared {
     /// Waits for room for so many messages and bytes; none when there will be none.
     async fn room(&self, messages: usize, bytes: usize) -> Option<[OwnedSemaphorePermit; 2]> {
         let permits = |count: usize, most: usize| u32::try_from(count.clamp(1, most)).unwrap_or(u32::MAX);
@@ -215,8 +215,27 @@ pub struct NatsSink {
 }
 
 impl NatsSink {
+    /// What a failure of the producer is to this sink: that nobody stores the subject of another one has only closed it.
+    fn told(&self, error: BrokerError) -> BrokerError {
+        let subject = error.action.strip_prefix(PUBLISH_TO).and_then(|rest| rest.split(' ').next());
+        let is_own = subject.is_none_or(|subject| self.subject.may_be(subject));
+        match error.kind {
+            BrokerErrorKind::UnknownTopic if !is_own => BrokerError { kind: BrokerErrorKind::Closed, ..error },
+            _ => error,
+        }
+    }
+
+    /// Why nothing more can be published.
+    fn why_broken(&self) -> BrokerError {
+        let told = self.shared.broken.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        match told {
+            Some(error) => self.told(error),
+            None => self.refusal(BrokerErrorKind::Closed, "the producer was closed".to_owned()),
+        }
+    }
+
     fn refusal(&self, kind: BrokerErrorKind, reason: String) -> BrokerError {
-        failed(kind, format!("publish to {} on {}", self.subject.template(), self.shared.address), reason)
+        failed(kind, publishing(self.subject.template(), &self.shared.address), reason)
     }
 
     fn refuse(&self, work: &Work, Unmade { at, kind, reason, .. }: Unmade) {
@@ -301,10 +320,15 @@ impl Sink for NatsSink {
             Queue::Each(queue) => self.publish_each(queue, &work).await,
             Queue::Whole(queue) => self.publish_whole(queue, &work).await,
         };
-        handed_over.ok_or_else(|| self.shared.why_broken(self.subject.template()))?;
+        handed_over.ok_or_else(|| self.why_broken())?;
         work.pending.acknowledge(1);
-        let (shared, subject) = (Arc::clone(&self.shared), Arc::clone(&self.subject));
-        Ok(Box::pin(async move { end.await.unwrap_or_else(|_| Err(shared.why_broken(subject.template()))) }))
+        let sink = self.clone();
+        Ok(Box::pin(async move {
+            match end.await {
+                Ok(ended) => ended.map_err(|error| sink.told(error)),
+                Err(_) => Err(sink.why_broken()),
+            }
+        }))
     }
 }
 

@@ -188,7 +188,7 @@ impl Validator<'_> {
             self.mistakes.push(Mistake::at(Kind::OutOfBounds, topic.replication.span.clone(), message).help(help));
         }
         subject.then_some(())?;
-        let stream = StreamSpec::new(connection, name, vec![entry.name.clone()]);
+        let stream = StreamSpec::implied(connection, name, vec![entry.name.clone()]);
         Some(StreamSpec { replicas: usize::try_from(replicas).unwrap_or(1), ..stream })
     }
 }

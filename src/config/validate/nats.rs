@@ -146,6 +146,7 @@ impl Validator<'_> {
                 Discard::New => spec::Discard::New,
             },
             atomic: stream.atomic.value?.0,
+            implied: false,
         })
     }
 
@@ -346,5 +347,5 @@ pub(super) fn default_dead_letter_stream(
         stream.connection == *connection && stream.subjects.iter().any(|stored| subjects_meet(stored, subject))
     };
     (!listed.iter().any(takes))
-        .then(|| spec::StreamSpec::new(connection, spec::without_dots(subject), vec![subject.clone()]))
+        .then(|| spec::StreamSpec::implied(connection, spec::without_dots(subject), vec![subject.clone()]))
 }

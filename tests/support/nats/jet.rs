@@ -210,6 +210,17 @@ impl Jet {
         })
     }
 
+    /// Deletes a stream.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub(crate) fn delete(&self, stream: &str) -> anyhow::Result<()> {
+        self.runtime.block_on(async {
+            self.context.delete_stream(stream).await?;
+            Ok(())
+        })
+    }
+
     /// Deletes a consumer.
     ///
     /// # Errors

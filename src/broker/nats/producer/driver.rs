@@ -8,6 +8,7 @@ mod whole;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use tokio::sync::{OnceCell, mpsc};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -39,6 +40,9 @@ pub struct NatsDriver {
     closed: DropGuard,
 }
 
+/// Sends until it cannot go on.
+type Work<'a> = BoxFuture<'a, Result<(), BrokerError>>;
+
 /// What is to be sent.
 pub(super) enum Queued {
     /// Messages, each by itself.
@@ -60,8 +64,11 @@ impl NatsDriver {
         Self { connection, client_id, queue, largest, broken, close, closed }
     }
 
-    /// Runs until the producer is closed. What cannot go on is told to whoever publishes.
-    pub async fn run(self) {
+    /// Runs until the producer is closed.
+    ///
+    /// # Errors
+    /// Why it cannot go on; whoever publishes is told too.
+    pub async fn run(self) -> Result<(), BrokerError> {
         let Self { connection, client_id, queue, largest, broken, close, closed } = self;
         let connected = OnceCell::new();
         let connect = async {
@@ -71,65 +78,39 @@ impl NatsDriver {
             let _ = connected.set(connection.clone());
             Ok(connection)
         };
-        let until_closed = UntilClosed { close: &close, broken: &broken };
-        match queue {
+        let until_closed = async |work: Work<'_>| {
+            let ended = tokio::select! {
+                ended = work => ended,
+                () = close.cancelled() => Ok(()),
+            };
+            *broken.lock().unwrap_or_else(PoisonError::into_inner) = ended.as_ref().err().cloned();
+            ended
+        };
+        let ended = match queue {
             Queued::Each(mut queue) => {
                 let mut window = Window::default();
-                let work =
-                    Box::pin(async { Sending::new(&connect.await?, &mut queue, &mut window).await?.run().await });
-                if let Some(error) = until_closed.failure(work).await {
-                    window.drain().for_each(|outgoing| outgoing.pending().fail(&error));
-                    let fail = |run: Vec<Outgoing>| run.iter().for_each(|outgoing| outgoing.pending().fail(&error));
-                    until_closed.refuse(&mut queue, fail).await;
-                } else if let Some(connection) = connected.get() {
+                let work = async { Sending::new(&connect.await?, &mut queue, &mut window).await?.run().await };
+                let ended = until_closed(Box::pin(work)).await;
+                match (&ended, connected.get()) {
+                    (Err(error), _) => window.drain().for_each(|outgoing| outgoing.pending().fail(error)),
                     // Core NATS acknowledges nothing: whoever closes may rely on it that the server has all.
-                    connection.round_trip().await;
+                    (Ok(()), Some(connection)) => _ = connection.round_trip().await,
+                    (Ok(()), None) => {}
                 }
+                ended
             }
             Queued::Whole(mut queue) => {
                 let mut current = None;
-                let work =
-                    Box::pin(async { Batches::new(&connect.await?, &mut queue, &mut current).await?.run().await });
-                if let Some(error) = until_closed.failure(work).await {
-                    current.into_iter().for_each(|batch: Batch| batch.work.fail(&error));
-                    until_closed.refuse(&mut queue, |batch| batch.work.fail(&error)).await;
+                let work = async { Batches::new(&connect.await?, &mut queue, &mut current).await?.run().await };
+                let ended = until_closed(Box::pin(work)).await;
+                if let (Err(error), Some(Batch { work, .. })) = (&ended, current) {
+                    work.fail(error);
                 }
+                ended
             }
-        }
+        };
         drop(closed);
-    }
-}
-
-/// What ends with the producer.
-struct UntilClosed<'a> {
-    close: &'a CancellationToken,
-    broken: &'a Mutex<Option<BrokerError>>,
-}
-
-impl UntilClosed<'_> {
-    /// Why the work cannot go on; none when the producer was closed.
-    async fn failure(&self, work: impl Future<Output = Result<(), BrokerError>>) -> Option<BrokerError> {
-        let failure = tokio::select! {
-            failure = work => failure.err(),
-            () = self.close.cancelled() => None,
-        };
-        if let Some(error) = &failure {
-            *self.broken.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.clone());
-        }
-        failure
-    }
-
-    /// Gives back what is still queued.
-    async fn refuse<T>(&self, queue: &mut mpsc::Receiver<T>, fail: impl Fn(T)) {
-        let refuse = async {
-            while let Some(queued) = queue.recv().await {
-                fail(queued);
-            }
-        };
-        tokio::select! {
-            () = refuse => {}
-            () = self.close.cancelled() => {}
-        }
+        ended
     }
 }
 

@@ -12,9 +12,9 @@ use super::pace::Pace;
 use super::{ACK_TIMEOUT, MISSING_MAX, PAUSE, SAY_INTERVAL};
 use crate::broker::nats::connection::Connection;
 use crate::broker::nats::failed;
-use crate::broker::nats::producer::Outgoing;
 use crate::broker::nats::producer::answer::{Verdict, verdict};
 use crate::broker::nats::producer::message::Message;
+use crate::broker::nats::producer::{Outgoing, publishing};
 use crate::broker::nats::window::Window;
 use crate::broker::{BrokerError, BrokerErrorKind};
 
@@ -181,7 +181,7 @@ impl<'a> Sending<'a> {
                     self.refuse(number, BrokerErrorKind::TooLarge, error.to_string());
                 }
                 Err(error) => {
-                    let action = format!("publish to {} on {}", outgoing.subject(), self.connection.address);
+                    let action = publishing(outgoing.subject(), &self.connection.address);
                     return Err(failed(BrokerErrorKind::Fatal, action, error));
                 }
             }
@@ -211,7 +211,7 @@ impl<'a> Sending<'a> {
 
     fn refuse(&mut self, number: u64, kind: BrokerErrorKind, reason: String) {
         if let Some(outgoing) = self.window.end(number) {
-            let action = format!("publish to {} on {}", outgoing.subject(), self.connection.address);
+            let action = publishing(outgoing.subject(), &self.connection.address);
             outgoing.pending().refuse(outgoing.at, failed(kind, action, reason));
         }
     }
@@ -245,7 +245,7 @@ impl<'a> Sending<'a> {
                 let since = *self.missing_since.get_or_insert_with(Instant::now);
                 if since.elapsed() >= MISSING_MAX {
                     let subject = self.window.get(number).map_or("", Outgoing::subject);
-                    let action = format!("publish to {subject} on {}", self.connection.address);
+                    let action = publishing(subject, &self.connection.address);
                     return Err(failed(BrokerErrorKind::UnknownTopic, action, "no stream stores this subject"));
                 }
                 self.send_again(PAUSE);

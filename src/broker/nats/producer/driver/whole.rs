@@ -26,6 +26,7 @@ use crate::broker::nats::failed;
 use crate::broker::nats::producer::answer::{Asked, Committed, asked, committed};
 use crate::broker::nats::producer::batch::{Batch, take_out};
 use crate::broker::nats::producer::message::Message;
+use crate::broker::nats::producer::publishing;
 use crate::broker::{BrokerError, BrokerErrorKind};
 
 /// What the ids that no message has are made of: those of Fluxmill begin with a stream's or a topic's name.
@@ -148,10 +149,7 @@ impl<'a> Batches<'a> {
                 Asked::Known => known += 1,
                 Asked::Refused(kind, reason) => {
                     refused.insert(message.cause);
-                    work.refuse(
-                        message.at,
-                        failed(kind, format!("publish to {} on {address}", message.subject), reason),
-                    );
+                    work.refuse(message.at, failed(kind, publishing(&message.subject, address), reason));
                 }
                 Asked::New => messages.push(message),
                 Asked::Missing => {
@@ -191,7 +189,7 @@ impl<'a> Batches<'a> {
         if since.elapsed() < MISSING_MAX {
             return Ok(());
         }
-        let action = format!("publish to {subject} on {}", self.connection.address);
+        let action = publishing(subject, &self.connection.address);
         Err(failed(BrokerErrorKind::UnknownTopic, action, "no stream stores this subject"))
     }
 
@@ -330,6 +328,6 @@ impl<'a> Batches<'a> {
     }
 
     fn failed(&self, kind: BrokerErrorKind, reason: impl std::fmt::Display) -> BrokerError {
-        failed(kind, format!("publish to {} on {}", self.subject(), self.connection.address), reason)
+        failed(kind, publishing(self.subject(), &self.connection.address), reason)
     }
 }
