@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use async_nats::HeaderMap;
@@ -24,6 +25,7 @@ fn main() -> ExitCode {
     suite.nats("dead_letters_go_to_the_stream_that_stores_them", dead_letters_go_to_the_stream_that_stores_them);
     suite.nats("a_stream_of_dead_letters_that_is_gone_is_waited_for", a_stream_of_dead_letters_is_waited_for);
     suite.nats("an_output_that_is_gone_is_not_waited_for", an_output_that_is_gone_is_not_waited_for);
+    suite.nats("a_subject_without_a_stream_ends_the_run_beside_others", a_subject_without_a_stream_ends_the_run);
     suite.run()
 }
 
@@ -167,6 +169,30 @@ fn a_stream_of_dead_letters_is_waited_for(case: &Case) -> anyhow::Result<()> {
     ensure!(stored == sent - sent / 100, "{stored} of {sent} came out");
     // Those of before went with their stream.
     ensure!(letters.len() == dead.len() && (sent / 100).abs_diff(dead.len() as u64) < 5, "{} letters", dead.len());
+    Ok(())
+}
+
+/// However many others are stored meanwhile, on whose account it would be waited for longer than for ten seconds.
+fn a_subject_without_a_stream_ends_the_run(case: &Case) -> anyhow::Result<()> {
+    let setup = Setup::new(case, &Chain { pipeline: &["order: key", "lanes: 4"], ..Chain::default() })?;
+    let text = std::fs::read_to_string(&setup.file)?.replace("  OUT: { subjects: [\"out.>\"] }\n", "");
+    std::fs::write(&setup.file, text)?;
+    setup.jet.create("OUT", &["out.good"])?;
+    let feeder = Jet::feed_at(&setup.nats.url(), 300, |number| {
+        let (subject, mut headers, payload) = event(&number.to_string());
+        headers.insert("Nats-Msg-Id", number.to_string());
+        headers.insert("Fluxmill-Key", if number == 500 { "gone" } else { "good" });
+        (subject, headers, payload)
+    })?;
+    let run = setup.run(case, &[], &["ERROR"])?;
+    setup.jet.wait_for(LIMIT, "OUT", 500)?;
+    let since = Instant::now();
+    let ended = run.finish(LIMIT)?;
+    feeder.finish()?;
+    ensure!(ended.code == Some(1), "exit code {:?}", ended.code);
+    ensure!(ended.stderr.contains("no stream stores this subject"), "{}", ended.stderr);
+    case.note(&format!("ended after {:?}", since.elapsed()));
+    ensure!(since.elapsed() < Duration::from_secs(20), "it was waited for {:?}", since.elapsed());
     Ok(())
 }
 
