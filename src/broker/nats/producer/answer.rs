@@ -20,6 +20,9 @@ const BATCH_TOO_LARGE: u64 = 10_199;
 /// A message of the batch is known already.
 const CONTAINS_KNOWN: u64 = 10_201;
 
+/// How an answer begins that says that a message is stored.
+const STREAM: &[u8] = b"{\"stream\":\"";
+
 /// What a stream answers to a message.
 #[derive(Debug, Deserialize)]
 struct Answer {
@@ -115,7 +118,13 @@ pub(super) fn verdict(answer: &Message) -> Verdict {
 /// Whether this is nearly every answer, which begins with the stream where others begin with the error.
 fn is_stored(payload: &[u8]) -> bool {
     const ERROR: &[u8] = b"\"error\"";
-    payload.starts_with(b"{\"stream\":") && !payload.windows(ERROR.len()).any(|window| window == ERROR)
+    payload.starts_with(STREAM) && !payload.windows(ERROR.len()).any(|window| window == ERROR)
+}
+
+/// The stream of an answer that begins with it; else nothing.
+pub(super) fn stream(answer: &Message) -> &[u8] {
+    let rest = answer.payload.strip_prefix(STREAM).unwrap_or_default();
+    rest.split(|byte| *byte == b'"').next().unwrap_or_default()
 }
 
 /// What the answer to the last message of an atomic batch of so many messages means.

@@ -2,7 +2,6 @@
 
 mod each;
 mod inbox;
-mod pace;
 mod whole;
 
 use std::sync::{Arc, Mutex, PoisonError};

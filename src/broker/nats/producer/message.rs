@@ -86,6 +86,11 @@ impl Maker {
         self.subject.template()
     }
 
+    /// What subjects are made of, the same one for all that a sink publishes.
+    pub(super) fn target(&self) -> &Arc<Subject> {
+        &self.subject
+    }
+
     /// Whether a stream stores what is made, and says so.
     pub(super) fn is_stored(&self) -> bool {
         self.sender.is_some()

@@ -1,5 +1,6 @@
 //! Messages each by itself: sends what is queued, in order, and sees each to its acknowledgement.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::Subscriber;
@@ -7,12 +8,12 @@ use futures_util::{FutureExt as _, StreamExt as _};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::inbox::Inbox;
-use super::pace::Pace;
+use super::inbox::{Answered, Inbox};
 use super::{ACK_TIMEOUT, MISSING_MAX, PAUSE, SAY_INTERVAL};
 use crate::broker::nats::connection::Connection;
 use crate::broker::nats::failed;
-use crate::broker::nats::producer::answer::{Verdict, verdict};
+use crate::broker::nats::mapping::Subject;
+use crate::broker::nats::producer::answer::{Verdict, stream, verdict};
 use crate::broker::nats::producer::message::Message;
 use crate::broker::nats::producer::{Outgoing, publishing};
 use crate::broker::nats::window::Window;
@@ -31,7 +32,6 @@ pub(super) struct Sending<'a> {
     answers: Subscriber,
     /// Where answers come to.
     inbox: Inbox,
-    pace: Pace,
     epoch: u64,
     /// When the first that was sent is overdue.
     heard: Instant,
@@ -59,7 +59,6 @@ impl<'a> Sending<'a> {
             window,
             answers,
             inbox,
-            pace: Pace::new(now),
             epoch,
             heard: now,
             heard_some: false,
@@ -94,7 +93,7 @@ impl<'a> Sending<'a> {
                 self.send().await?;
             }
             self.take_all()?;
-            let has_room = self.window.on_way() < if self.waits { TRIES } else { self.pace.limit() };
+            let has_room = !self.waits || self.window.on_way() < TRIES;
             if may_send && self.window.is_behind() && has_room {
                 tokio::task::yield_now().await;
                 continue;
@@ -126,7 +125,6 @@ impl<'a> Sending<'a> {
         // Once for all of them: a look at the clock costs as much as an answer.
         if std::mem::take(&mut self.heard_some) {
             self.heard = Instant::now();
-            self.pace.settle(self.heard);
         }
         Ok(())
     }
@@ -137,7 +135,7 @@ impl<'a> Sending<'a> {
 
     /// Sends what is queued and what has to be sent again, as much as makes one run.
     async fn send(&mut self) -> Result<(), BrokerError> {
-        let mut unanswered = Vec::new();
+        let (mut unanswered, mut target): (Vec<u64>, Option<Arc<Subject>>) = (Vec::new(), None);
         for _ in 0..if self.waits { TRIES } else { RUN_MAX } {
             if !self.window.is_behind()
                 && let Ok(run) = self.queue.try_recv()
@@ -146,9 +144,6 @@ impl<'a> Sending<'a> {
             }
             if !self.window.awaits() {
                 self.heard = Instant::now();
-            }
-            if self.window.on_way() >= self.pace.limit() {
-                break;
             }
             let Some((number, outgoing)) = self.window.next() else { break };
             let made =
@@ -161,12 +156,15 @@ impl<'a> Sending<'a> {
                 }
             };
             let (client, Message { subject, headers, payload, .. }) = (&self.connection.client, message);
+            // What goes to other subjects may be stored by another stream.
+            let to = outgoing.run.work.maker.target();
+            if !target.as_ref().is_some_and(|target| Arc::ptr_eq(target, to)) {
+                target = Some(Arc::clone(to));
+                self.inbox.end_run();
+            }
             let reply = outgoing.run.work.maker.is_stored().then(|| self.inbox.lend(number));
             let sent = match &reply {
-                Some(reply) => {
-                    self.pace.sent(number, Instant::now);
-                    client.publish_with_reply_and_headers(subject, reply.clone(), headers, payload).await
-                }
+                Some(reply) => client.publish_with_reply_and_headers(subject, reply.clone(), headers, payload).await,
                 None => {
                     unanswered.push(number);
                     client.publish_with_headers(subject, headers, payload).await
@@ -176,8 +174,7 @@ impl<'a> Sending<'a> {
                 Ok(()) => {}
                 // The server that it is connected to now takes less than the one before.
                 Err(error) if error.kind() == async_nats::client::PublishErrorKind::MaxPayloadExceeded => {
-                    reply.and_then(|reply| self.inbox.take_back(&reply));
-                    self.pace.answered(number, Instant::now);
+                    reply.iter().for_each(|reply| self.inbox.take_back(reply));
                     self.refuse(number, BrokerErrorKind::TooLarge, error.to_string());
                 }
                 Err(error) => {
@@ -186,6 +183,7 @@ impl<'a> Sending<'a> {
                 }
             }
         }
+        self.inbox.end_run();
         if !unanswered.is_empty() && self.connection.client.flush().await.is_ok() {
             // Nobody will say more of them than that the system took them.
             for number in unanswered {
@@ -205,7 +203,6 @@ impl<'a> Sending<'a> {
     fn send_again(&mut self, pause: Duration) {
         self.window.rewind();
         self.inbox.forget();
-        self.pace.forget(Instant::now());
         (self.heard, self.send_at) = (Instant::now(), Instant::now() + pause);
     }
 
@@ -218,13 +215,21 @@ impl<'a> Sending<'a> {
 
     /// Deals with an answer.
     fn take(&mut self, answer: &async_nats::Message) -> Result<(), BrokerError> {
-        // An answer to what was sent once more is not waited for.
-        let Some(number) = self.inbox.take_back(&answer.subject) else { return Ok(()) };
-        self.pace.answered(number, Instant::now);
-        self.heard_some = true;
-        match verdict(answer) {
+        let verdict = verdict(answer);
+        let answered = self.inbox.answered(&answer.subject, (verdict == Verdict::Stored).then(|| stream(answer)));
+        self.heard_some |= answered != Answered::Nothing;
+        let numbers = match answered {
+            Answered::Nothing | Answered::Some => return Ok(()),
+            Answered::These(numbers) => numbers,
+            Answered::Unclear => {
+                self.send_again(Duration::ZERO);
+                return Ok(());
+            }
+        };
+        let number = numbers.start;
+        match verdict {
             Verdict::Stored => {
-                self.end(number);
+                numbers.for_each(|number| self.end(number));
                 self.missing_since = None;
                 if std::mem::take(&mut self.waits) {
                     tracing::debug!(target: "fluxmill::nats", "{}: takes messages again", self.connection.address);
