@@ -287,24 +287,28 @@ impl Built {
         if failure.is_clear() {
             tasks.abort_all();
         }
-        let deadline = tokio::time::Instant::now() + LANES_END_TIMEOUT;
-        loop {
-            match tokio::time::timeout_at(deadline, tasks.join_next()).await {
-                Ok(None) => break,
-                Ok(Some(lane)) => {
-                    if let Some(error) = lane_error(name, lane) {
-                        failure.note(error);
-                    }
-                }
-                // What is left is of partitions that were lost: others process it, and it must not hold the end up.
-                Err(_) => tasks.shutdown().await,
-            }
-        }
+        end_lanes(name, &mut tasks, &mut failure).await;
         // Nothing is left to publish after an orderly end; after a failure what is left must not wait.
         let timeout = if failure.is_none() { PRODUCER_CLOSE_TIMEOUT } else { Duration::ZERO };
         close(producers, timeout).await;
-        while drivers.join_next().await.is_some() {}
+        while let Some(driver) = drivers.join_next().await {
+            // Its producer is closed now.
+            driver_error(name, driver, true).into_iter().for_each(|error| failure.note(error));
+        }
         failure.end()
+    }
+}
+
+/// Joins the lanes, which have nothing more to take.
+async fn end_lanes(name: &str, lanes: &mut JoinSet<Result<(), LaneError>>, failure: &mut Failure) {
+    let deadline = tokio::time::Instant::now() + LANES_END_TIMEOUT;
+    loop {
+        match tokio::time::timeout_at(deadline, lanes.join_next()).await {
+            Ok(None) => return,
+            Ok(Some(lane)) => lane_error(name, lane).into_iter().for_each(|error| failure.note(error)),
+            // What is left is of partitions that were lost: others process it, and it must not hold the end up.
+            Err(_) => lanes.shutdown().await,
+        }
     }
 }
 
@@ -475,15 +479,15 @@ fn source_error(
     }
 }
 
-/// Why a producer's driver has ended, if that is a failure. It runs until its producer is closed: by the source where
-/// that has it, as transactions do, and else not before the lanes have ended.
+/// Why a producer's driver has ended, if that is a failure. It runs until its producer is closed, which it may be
+/// (`is_closed`) where the source has the producer, as in transactions, and when the lanes have ended.
 fn driver_error(
     pipeline: &str,
     driver: Result<Result<(), BrokerError>, JoinError>,
-    transactional: bool,
+    is_closed: bool,
 ) -> Option<RunError> {
     match driver {
-        Ok(Ok(())) if transactional => None,
+        Ok(Ok(())) if is_closed => None,
         Ok(Ok(())) => {
             let (pipeline, reason) = (pipeline.to_owned(), "it returned".to_owned());
             Some(RunError::Panic { pipeline, task: "a producer", reason })

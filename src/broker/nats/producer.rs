@@ -302,7 +302,8 @@ impl NatsSink {
             }
             // Room for all of it at once: two that had half of theirs would wait for each other.
             let room = self.shared.room(messages.len(), messages.iter().map(|message| message.bytes).sum()).await?;
-            queue.send(Batch { work: Arc::clone(&work.pending), messages, _room: room }).await.ok()?;
+            let (work, target) = (Arc::clone(&work.pending), Arc::clone(&self.subject));
+            queue.send(Batch { work, target, messages, _room: room }).await.ok()?;
         }
         Some(())
     }

@@ -7,12 +7,15 @@ use std::sync::Arc;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::Message;
+use crate::broker::nats::mapping::Subject;
 use crate::broker::pending::Pending;
 use crate::broker::{BrokerError, BrokerErrorKind};
 
-/// Messages that are stored as a whole or not at all.
+/// Messages that are stored as a whole or not at all; with others that wait too and fit, as one.
 pub(super) struct Batch {
     pub(super) work: Arc<Pending>,
+    /// What their subjects are made of.
+    pub(super) target: Arc<Subject>,
     pub(super) messages: Vec<Message>,
     pub(super) _room: [OwnedSemaphorePermit; 2],
 }

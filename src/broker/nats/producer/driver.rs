@@ -4,6 +4,7 @@ mod each;
 mod inbox;
 mod whole;
 
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -99,11 +100,11 @@ impl NatsDriver {
                 ended
             }
             Queued::Whole(mut queue) => {
-                let mut current = None;
-                let work = async { Batches::new(&connect.await?, &mut queue, &mut current).await?.run().await };
+                let mut taken = VecDeque::new();
+                let work = async { Batches::new(&connect.await?, &mut queue, &mut taken).await?.run().await };
                 let ended = until_closed(Box::pin(work)).await;
-                if let (Err(error), Some(Batch { work, .. })) = (&ended, current) {
-                    work.fail(error);
+                if let Err(error) = &ended {
+                    taken.iter().for_each(|batch: &Batch| batch.work.fail(error));
                 }
                 ended
             }

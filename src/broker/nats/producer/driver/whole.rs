@@ -1,4 +1,5 @@
-//! Atomic batches: one at a time, in order, each until it is stored.
+//! Atomic batches: one at a time, in order, each until it is stored. What waits meanwhile goes together in the next one:
+//! the server makes a store for each batch, so that many small ones take long.
 //!
 //! Batches on their way together are stored in the order in which they end, so there is never a second one.
 //!
@@ -8,8 +9,9 @@
 //! (`Nats-Expected-Last-Msg-Id`): a server says that it knows a message before it says that, and stores nothing either
 //! way. What it knows has ended, what it will never take is refused, and the rest is sent as a batch again.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::ops::Range;
+use std::sync::Arc;
 
 use async_nats::client::{PublishError, PublishErrorKind};
 use async_nats::header::{
@@ -28,6 +30,7 @@ use crate::broker::nats::producer::batch::{Batch, take_out};
 use crate::broker::nats::producer::message::Message;
 use crate::broker::nats::producer::publishing;
 use crate::broker::{BrokerError, BrokerErrorKind};
+use crate::spec::ATOMIC_BATCH_MAX;
 
 /// What the ids that no message has are made of: those of Fluxmill begin with a stream's or a topic's name.
 const NO_MESSAGE: &str = "!";
@@ -38,8 +41,9 @@ const UNCLEAR_MAX: u32 = 3;
 pub(super) struct Batches<'a> {
     connection: &'a Connection,
     queue: &'a mut mpsc::Receiver<Batch>,
-    /// What is on its way.
-    current: &'a mut Option<Batch>,
+    /// What was taken from the queue, and how much of that is on its way.
+    taken: &'a mut VecDeque<Batch>,
+    together: usize,
     answers: Subscriber,
     /// What answers are sent to, without the number.
     inbox: String,
@@ -58,28 +62,60 @@ impl<'a> Batches<'a> {
     pub(super) async fn new(
         connection: &'a Connection,
         queue: &'a mut mpsc::Receiver<Batch>,
-        current: &'a mut Option<Batch>,
+        taken: &'a mut VecDeque<Batch>,
     ) -> Result<Self, BrokerError> {
         let inbox = connection.client.new_inbox();
         let action = || format!("publish on {}", connection.address);
         let answers = connection.client.subscribe(format!("{inbox}.*")).await;
         let answers = answers.map_err(|error| failed(BrokerErrorKind::Fatal, action(), error))?;
-        let (missing_since, said) = (None, None);
-        Ok(Self { connection, queue, current, answers, inbox, next: 1, epoch: 0, missing_since, unclear: 0, said })
+        Ok(Self {
+            connection,
+            queue,
+            taken,
+            together: 0,
+            answers,
+            inbox,
+            next: 1,
+            epoch: 0,
+            missing_since: None,
+            unclear: 0,
+            said: None,
+        })
     }
 
     /// Runs until it cannot go on.
     pub(super) async fn run(mut self) -> Result<(), BrokerError> {
         loop {
-            let Some(batch) = self.queue.recv().await else {
-                return Err(self.failed(BrokerErrorKind::Closed, "the producer was closed"));
-            };
-            *self.current = Some(batch);
+            if self.taken.is_empty() {
+                let Some(batch) = self.queue.recv().await else {
+                    return Err(self.failed(BrokerErrorKind::Closed, "the producer was closed"));
+                };
+                self.taken.push_back(batch);
+            }
+            self.gather();
             self.unclear = 0;
-            while !self.messages().is_empty() {
+            while self.messages().next().is_some() {
                 self.step().await?;
             }
-            *self.current = None;
+            self.taken.drain(..self.together);
+            self.together = 0;
+        }
+    }
+
+    /// Takes as much of what waits as goes to the same place and fits into one batch.
+    fn gather(&mut self) {
+        let mut messages = 0;
+        for at in 0.. {
+            if at == self.taken.len() {
+                let Ok(batch) = self.queue.try_recv() else { return };
+                self.taken.push_back(batch);
+            }
+            messages += self.taken[at].messages.len();
+            let fits = messages <= ATOMIC_BATCH_MAX && Arc::ptr_eq(&self.taken[at].target, &self.taken[0].target);
+            if at > 0 && !fits {
+                return;
+            }
+            self.together = at + 1;
         }
     }
 
@@ -90,7 +126,7 @@ impl<'a> Batches<'a> {
             None => {}
             Some(Committed::Stored) => {
                 self.missing_since = None;
-                if let Some(batch) = self.current.as_mut() {
+                for batch in self.taken.iter_mut().take(self.together) {
                     let messages = std::mem::take(&mut batch.messages);
                     batch.work.acknowledge(u32::try_from(messages.len()).unwrap_or(u32::MAX));
                 }
@@ -112,8 +148,8 @@ impl<'a> Batches<'a> {
         self.connected().await?;
         let number = self.numbers(1).start;
         let id = self.batch_id(number);
-        let count = self.messages().len();
-        for (nth, message) in self.messages().iter().enumerate() {
+        let count = self.messages().count();
+        for (nth, message) in self.messages().enumerate() {
             let mut headers = message.headers.clone();
             headers.insert(NATS_BATCH_ID, id.as_str());
             headers.insert(NATS_BATCH_SEQUENCE, (nth + 1).to_string());
@@ -140,31 +176,33 @@ impl<'a> Batches<'a> {
             let reason = format!("an atomic batch is within one stream, but {one} and {other} store its subjects");
             return Err(self.failed(BrokerErrorKind::Settings, reason));
         }
-        let address = &self.connection.address;
-        let Some(Batch { work, messages, .. }) = self.current.as_mut() else { return Ok(()) };
-        let (before, mut refused, mut later) = (messages.len(), BTreeSet::new(), None);
-        let (mut known, mut missing) = (0, None);
-        for (message, asked) in std::mem::take(messages).into_iter().zip(asked) {
-            match asked {
-                Asked::Known => known += 1,
-                Asked::Refused(kind, reason) => {
-                    refused.insert(message.cause);
-                    work.refuse(message.at, failed(kind, publishing(&message.subject, address), reason));
-                }
-                Asked::New => messages.push(message),
-                Asked::Missing => {
-                    missing = Some(message.subject.clone());
-                    messages.push(message);
-                }
-                Asked::Later(reason) => {
-                    later = Some(reason);
-                    messages.push(message);
+        let (before, address, mut asked) = (asked.len(), &self.connection.address, asked.into_iter());
+        let (mut later, mut missing) = (None, None);
+        for Batch { work, messages, .. } in self.taken.iter_mut().take(self.together) {
+            let (mut refused, mut known) = (BTreeSet::new(), 0);
+            let of_batch = std::mem::take(messages);
+            for (message, asked) in of_batch.into_iter().zip(asked.by_ref()) {
+                match asked {
+                    Asked::Known => known += 1,
+                    Asked::Refused(kind, reason) => {
+                        refused.insert(message.cause);
+                        work.refuse(message.at, failed(kind, publishing(&message.subject, address), reason));
+                    }
+                    Asked::New => messages.push(message),
+                    Asked::Missing => {
+                        missing = Some(message.subject.clone());
+                        messages.push(message);
+                    }
+                    Asked::Later(reason) => {
+                        later = Some(reason);
+                        messages.push(message);
+                    }
                 }
             }
+            take_out(work, messages, &refused);
+            work.acknowledge(known);
         }
-        take_out(work, messages, &refused);
-        work.acknowledge(known);
-        let ended_some = messages.len() < before;
+        let ended_some = self.messages().count() < before;
         if let Some(subject) = missing {
             self.missing(&subject)?;
             later = Some(format!("no stream stores {subject}"));
@@ -196,7 +234,7 @@ impl<'a> Batches<'a> {
     /// What the stream says of each message, and which streams they are of; none when the answers were lost.
     async fn ask(&mut self) -> Result<Option<(Vec<Asked>, BTreeSet<String>)>, BrokerError> {
         self.connected().await?;
-        let count = self.messages().len();
+        let count = self.messages().count();
         let numbers = self.numbers(count);
         let (mut told, mut missing) = (Vec::new(), 0);
         told.resize_with(count, || None);
@@ -234,7 +272,7 @@ impl<'a> Batches<'a> {
     fn no_message(&self, number: u64) -> String {
         let sizes = [
             (NATS_BATCH_ID, self.batch_id(number).len()),
-            (NATS_BATCH_SEQUENCE, self.messages().len().to_string().len()),
+            (NATS_BATCH_SEQUENCE, self.messages().count().to_string().len()),
             (NATS_BATCH_COMMIT, NATS_BATCH_COMMIT_FINAL.len()),
         ];
         let line = |name: HeaderName, value: usize| AsRef::<str>::as_ref(&name).len() + value + ": \r\n".len();
@@ -319,12 +357,12 @@ impl<'a> Batches<'a> {
     }
 
     /// What is left of the batch.
-    fn messages(&self) -> &[Message] {
-        self.current.as_ref().map_or(&[], |batch| &batch.messages)
+    fn messages(&self) -> impl Iterator<Item = &Message> {
+        self.taken.iter().take(self.together).flat_map(|batch| &batch.messages)
     }
 
     fn subject(&self) -> &str {
-        self.messages().first().map_or("", |message| &message.subject)
+        self.messages().next().map_or("", |message| &message.subject)
     }
 
     fn failed(&self, kind: BrokerErrorKind, reason: impl std::fmt::Display) -> BrokerError {
