@@ -31,6 +31,8 @@ fn main() -> ExitCode {
     suite.nats("sizes_around_the_bound_are_stored_or_dead_letters", sizes_around_the_bound_are_stored_or_dead_letters);
     suite.nats("a_subject_without_a_stream_ends_the_run", a_subject_without_a_stream_ends_the_run);
     suite.nats("a_full_stream_is_waited_for_in_order", a_full_stream_is_waited_for_in_order);
+    suite.nats("a_server_that_takes_small_batches_gets_them", a_server_that_takes_small_batches_gets_them);
+    suite.nats("a_server_that_takes_smaller_batches_is_told", a_server_that_takes_smaller_batches_is_told);
     suite.nats("a_stream_that_takes_no_batches_is_told", a_stream_that_takes_no_batches_is_told);
     suite.nats("two_streams_for_one_output_are_told", two_streams_for_one_output_are_told);
     suite.nats("a_server_that_knows_no_batches_is_told", a_server_that_knows_no_batches_is_told);
@@ -41,6 +43,8 @@ fn main() -> ExitCode {
 const LIMIT: Duration = Duration::from_secs(120);
 /// What a process says whose server went away.
 const OUTAGE: [&str; 2] = ["is not reachable; waiting for it", "sent again until it works"];
+/// A server that takes a hundred messages in a batch.
+const SMALL_BATCHES: &str = ", limits { batch { max_msgs: 100 } }";
 /// Bytes of a message too large for OUT, where that has a bound.
 const LARGE: usize = 3_000;
 
@@ -54,7 +58,10 @@ struct Setup {
 impl Setup {
     /// `out` is more for the stream OUT, such as `max_messages: 5`; `lines` are further lines of the pipeline.
     fn new(case: &Case, out: &str, lines: &[&str]) -> anyhow::Result<Self> {
-        let nats = Nats::start("")?;
+        Self::on(Nats::start("")?, case, out, lines)
+    }
+
+    fn on(nats: Nats, case: &Case, out: &str, lines: &[&str]) -> anyhow::Result<Self> {
         let jet = nats.client()?;
         jet.create("IN", &["in.>"])?;
         Ok(Self { jet, file: case.write("chain.yaml", &yaml(out, lines))?, nats })
@@ -305,6 +312,25 @@ fn a_full_stream_is_waited_for_in_order(case: &Case) -> anyhow::Result<()> {
     })?;
     run.finish_well(LIMIT)?;
     setup.all(EVENTS)
+}
+
+/// Events are run in batches that it takes, so these do not go together beyond that.
+fn a_server_that_takes_small_batches_gets_them(case: &Case) -> anyhow::Result<()> {
+    let nats = Nats::start_with(SMALL_BATCHES, "")?;
+    let setup = Setup::on(nats, case, "", &["batch: { max_events: 40 }"])?;
+    setup.feed(0..3_000)?;
+    setup.catch_up(case, &[])?;
+    setup.all(3_000)
+}
+
+fn a_server_that_takes_smaller_batches_is_told(case: &Case) -> anyhow::Result<()> {
+    let setup = Setup::on(Nats::start_with(SMALL_BATCHES, "")?, case, "", &["batch: { max_events: 100 }"])?;
+    setup.feed(0..1_000)?;
+    let ended = setup.run(case, &[], &["ERROR", "WARN"])?.finish(LIMIT)?;
+    ensure!(ended.code == Some(1), "exit code {:?}", ended.code);
+    let told = "write a smaller `batch.max_events`";
+    ensure!(ended.stderr.contains(told), "no `{told}` in {}", ended.stderr);
+    Ok(())
 }
 
 /// At the start, by `check --connect`, and when it is so only later.

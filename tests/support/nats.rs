@@ -77,12 +77,20 @@ impl Nats {
     /// # Errors
     /// When it does not start.
     pub(crate) fn start(settings: &str) -> anyhow::Result<Self> {
+        Self::start_with("", settings)
+    }
+
+    /// The same, with further settings of JetStream, such as `, limits { max_request_batch: 10 }`.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub(crate) fn start_with(jetstream: &str, settings: &str) -> anyhow::Result<Self> {
         let dir = TempDir::with_prefix("fluxmill-nats-")?;
         let port = listen("127.0.0.1")?.local_addr()?.port();
         let store = dir.path().join("store");
         // Every write is on disk before it is acknowledged: what was acknowledged survives a kill.
         let text = format!(
-            "host: 127.0.0.1\nport: {port}\njetstream {{ store_dir: \"{}\", sync_interval: always }}\n{settings}\n",
+            "host: 127.0.0.1\nport: {port}\njetstream {{ store_dir: \"{}\", sync_interval: always{jetstream} }}\n{settings}\n",
             store.display()
         );
         std::fs::write(dir.path().join("server.conf"), text)?;

@@ -70,6 +70,8 @@ pub(super) enum Committed {
     },
     /// No batch will be, by the settings of the stream or the server.
     Never(String),
+    /// None that is so large.
+    TooMany(String),
     /// Not now.
     Later(String),
     /// No stream takes the subject, as far as the server knows.
@@ -144,7 +146,7 @@ pub(super) fn committed(answer: &Message, messages: usize) -> Committed {
         NO_BATCHES => Committed::Never(format!(
             "stream {stream} takes no atomic batches: set its `allow_atomic`, or write `atomic: false`"
         )),
-        BATCH_TOO_LARGE => Committed::Never(format!("{description} messages: write a smaller `batch.max_events`")),
+        BATCH_TOO_LARGE => Committed::TooMany(format!("{description} messages: write a smaller `batch.max_events`")),
         CONTAINS_KNOWN | INCOMPLETE | TOO_LARGE => Committed::Unclear { reason: description, may_pass: true },
         _ if code == 400 && !is_full(err_code, &description) => {
             Committed::Unclear { reason: format!("{description} ({err_code})"), may_pass: false }
@@ -236,7 +238,7 @@ mod tests {
         let disabled = committed(&error(400, 10_174, "atomic publish is disabled"), 3);
         assert!(matches!(&disabled, Committed::Never(reason) if reason.contains("stream X")), "{disabled:?}");
         let large = committed(&error(400, 10_199, "atomic publish batch is too large: 1000"), 3);
-        assert!(matches!(&large, Committed::Never(reason) if reason.contains("1000 messages")), "{large:?}");
+        assert!(matches!(&large, Committed::TooMany(reason) if reason.contains("1000 messages")), "{large:?}");
         for (code, err_code, description) in
             [(429, 10_210, "atomic publish too many inflight"), (503, 10_077, "maximum messages exceeded")]
         {

@@ -44,6 +44,8 @@ pub(super) struct Batches<'a> {
     /// What was taken from the queue, and how much of that is on its way.
     taken: &'a mut VecDeque<Batch>,
     together: usize,
+    /// Messages of several batches that go together at most.
+    most: usize,
     answers: Subscriber,
     /// What answers are sent to, without the number.
     inbox: String,
@@ -73,6 +75,7 @@ impl<'a> Batches<'a> {
             queue,
             taken,
             together: 0,
+            most: ATOMIC_BATCH_MAX,
             answers,
             inbox,
             next: 1,
@@ -111,7 +114,7 @@ impl<'a> Batches<'a> {
                 self.taken.push_back(batch);
             }
             messages += self.taken[at].messages.len();
-            let fits = messages <= ATOMIC_BATCH_MAX && Arc::ptr_eq(&self.taken[at].target, &self.taken[0].target);
+            let fits = messages <= self.most && Arc::ptr_eq(&self.taken[at].target, &self.taken[0].target);
             if at > 0 && !fits {
                 return;
             }
@@ -132,7 +135,11 @@ impl<'a> Batches<'a> {
                 }
             }
             Some(Committed::Unclear { reason, may_pass }) => self.sort_out(&reason, may_pass).await?,
-            Some(Committed::Never(reason)) => return Err(self.failed(BrokerErrorKind::Settings, reason)),
+            // The server takes fewer messages than are put together here, but perhaps as many as come together.
+            Some(Committed::TooMany(_)) if self.together > 1 => (self.most, self.together) = (0, 1),
+            Some(Committed::Never(reason) | Committed::TooMany(reason)) => {
+                return Err(self.failed(BrokerErrorKind::Settings, reason));
+            }
             Some(Committed::Later(reason)) => self.pause(&reason).await,
             Some(Committed::Missing) => {
                 let subject = self.subject().to_owned();
