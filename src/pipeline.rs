@@ -177,7 +177,9 @@ async fn run_in_turn(
     let _life = plan.life.guard();
     // A chain that is dropped ends its sources too.
     let stop = plan.stop.clone().drop_guard();
-    turn.begin().await;
+    if !turn.begin().await {
+        plan.stop.cancel();
+    }
     let mut running = std::pin::pin!(run(plan, built, caught_up));
     tokio::select! {
         ended = &mut running => return ended,
@@ -277,14 +279,14 @@ impl Built {
                     bell.ring();
                 }
             }
-            if failure.is_clear() {
+            if failure.knows_cause() {
                 tasks.abort_all();
             }
         };
         if let Some(error) = source_error(name, end, drain_timeout) {
             failure.note(error);
         }
-        if failure.is_clear() {
+        if failure.knows_cause() {
             tasks.abort_all();
         }
         end_lanes(name, &mut tasks, &mut failure).await;

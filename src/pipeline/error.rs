@@ -166,8 +166,8 @@ impl Failure {
         self.0.is_none()
     }
 
-    /// Whether the lanes need not be heard any more.
-    pub(super) fn is_clear(&self) -> bool {
+    /// Whether nobody has to be heard any more to know why.
+    pub(super) fn knows_cause(&self) -> bool {
         self.0.as_ref().is_some_and(|error| !error.follows())
     }
 

@@ -23,6 +23,8 @@ use crate::pipeline::settle::{FailedBy, FailedRow, Settlement, Step};
 use crate::spec::{Order, RetrySpec};
 use crate::telemetry::metrics::PipelineMetrics;
 
+/// How long batches may take to tell why, when one has learnt only that its producer is gone.
+const CAUSE_TIMEOUT: Duration = Duration::from_millis(100);
 /// Batches of one lane that may wait for acknowledgements at once.
 const IN_FLIGHT_BATCHES_MAX: usize = 8;
 /// The same where rows that are run again wait there too, and must not hold up others; as long as it is
@@ -141,7 +143,7 @@ impl<T: Transform, S: Sink> Lane<T, S> {
         let Err(mut error) = self.work(&calls, &mut in_flight).await else { return Ok(()) };
         // A batch may only have learnt that its producer was closed, and another one why.
         while error.follows()
-            && let Some(Some(ended)) = in_flight.next().now_or_never()
+            && let Ok(Some(ended)) = tokio::time::timeout(CAUSE_TIMEOUT, in_flight.next()).await
         {
             error = ended.err().unwrap_or(error);
         }

@@ -10,6 +10,16 @@ use crate::spec::{ChainSpec, PipelineSpec, SourceSpec, StreamSpec, TargetSpec, T
 pub struct Topology<'a> {
     pipelines: Vec<(&'a ChainSpec, &'a PipelineSpec)>,
     upstream: Vec<Vec<usize>>,
+    /// The same, by their dead letters too.
+    with_letters: Vec<Vec<usize>>,
+}
+
+/// By what one pipeline feeds another.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Feeds {
+    Outputs,
+    /// Outputs and dead letters.
+    All,
 }
 
 impl<'a> Topology<'a> {
@@ -17,8 +27,10 @@ impl<'a> Topology<'a> {
     pub fn of(chains: &'a [ChainSpec]) -> Self {
         let pipelines: Vec<_> =
             chains.iter().flat_map(|chain| chain.pipelines.iter().map(move |pipeline| (chain, pipeline))).collect();
-        let upstream = pipelines.iter().map(|&(chain, pipeline)| upstreams(&pipelines, chain, pipeline)).collect();
-        Self { pipelines, upstream }
+        let fed =
+            |feeds: Feeds| pipelines.iter().map(|&(chain, spec)| upstreams(&pipelines, chain, spec, feeds)).collect();
+        let (upstream, with_letters) = (fed(Feeds::Outputs), fed(Feeds::All));
+        Self { pipelines, upstream, with_letters }
     }
 
     /// The pipelines with their chains, in the order of the files.
@@ -35,7 +47,7 @@ impl<'a> Topology<'a> {
     /// reads. Without those that hear, over others too, what it publishes itself: of a loop nobody can be the first.
     pub fn hears(&self, pipeline: usize) -> Vec<usize> {
         let unkept = |at: usize| match self.pipelines[at].1.source {
-            SourceSpec::CoreNats(_) => self.upstream(at),
+            SourceSpec::CoreNats(_) => self.with_letters[at].as_slice(),
             _ => &[],
         };
         let hears_it = |&other: &usize| {
@@ -101,7 +113,7 @@ impl<'a> Topology<'a> {
 }
 
 /// The indices of the pipelines that publish to a topic which `pipeline` consumes.
-fn upstreams(all: &[(&ChainSpec, &PipelineSpec)], chain: &ChainSpec, pipeline: &PipelineSpec) -> Vec<usize> {
+fn upstreams(all: &[(&ChainSpec, &PipelineSpec)], chain: &ChainSpec, pipeline: &PipelineSpec, by: Feeds) -> Vec<usize> {
     let cluster = brokers(chain, pipeline.source.connection());
     let feeds = |&(other, candidate): &(&ChainSpec, &PipelineSpec)| {
         let reaches = |target: &TargetSpec| match (&pipeline.source, target) {
@@ -117,8 +129,8 @@ fn upstreams(all: &[(&ChainSpec, &PipelineSpec)], chain: &ChainSpec, pipeline: &
             }
             _ => false,
         };
-        let outputs = candidate.outputs.iter().map(|output| &output.target);
-        outputs.into_iter().any(|target| reaches(target) && brokers(other, target.connection()) == cluster)
+        let targets = candidate.targets().take(if by == Feeds::All { usize::MAX } else { candidate.outputs.len() });
+        targets.into_iter().any(|target| reaches(target) && brokers(other, target.connection()) == cluster)
     };
     all.iter().enumerate().filter(|(_, candidate)| feeds(candidate)).map(|(index, _)| index).collect()
 }
@@ -240,9 +252,12 @@ mod tests {
         assert_eq!(Topology::of(&chains).a_loop().as_deref(), Some("a -> b -> c -> a"));
     }
 
+    fn core(subject: &&str) -> TargetSpec {
+        TargetSpec::CoreNats { connection: "edge".into(), subject: (*subject).into() }
+    }
+
     /// Over core NATS, from subjects to subjects.
     fn unkept(name: &str, from: &[&str], to: &[&str]) -> PipelineSpec {
-        let core = |subject: &&str| TargetSpec::CoreNats { connection: "edge".into(), subject: (*subject).into() };
         let mut spec = pipeline(name, "", &[]);
         spec.source = SourceSpec::CoreNats(CoreNatsSourceSpec {
             connection: "edge".into(),
@@ -274,6 +289,9 @@ mod tests {
         let topology = Topology::of(&chains);
         let heard: Vec<_> = (0..5).map(|at| topology.hears(at)).collect();
         assert_eq!(heard, [vec![], vec![0], vec![], vec![2], vec![3]]);
+        let mut letters = chains.clone();
+        letters[0].pipelines[0].on_error.then = LastResort::DeadLetter(core(&"d"));
+        assert_eq!(Topology::of(&letters).hears(4), [0, 3]);
         assert_eq!(topology.upstream(1), [0, 2]);
     }
 

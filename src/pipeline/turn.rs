@@ -8,16 +8,16 @@ use crate::pipeline::topology::Topology;
 /// What the other pipelines of a run see of one.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Life {
-    /// Cancelled once what is published reaches it, or it has ended.
+    /// Cancelled once what is published reaches it.
     pub(super) reads: CancellationToken,
     /// Cancelled once it has ended.
     pub(super) ended: CancellationToken,
 }
 
 impl Life {
-    /// Ends it, when dropped.
-    pub(super) fn guard(&self) -> [DropGuard; 2] {
-        [self.reads.clone().drop_guard(), self.ended.clone().drop_guard()]
+    /// Ends it, when dropped. Who failed before it has read lets nobody begin: the run is being stopped.
+    pub(super) fn guard(&self) -> DropGuard {
+        self.ended.clone().drop_guard()
     }
 }
 
@@ -37,16 +37,17 @@ impl Turn {
         Self { chain_stop, readers, writers }
     }
 
-    /// Waits until whoever hears what this pipeline publishes reads, or the run is stopped.
-    pub(super) async fn begin(&self) {
+    /// Waits until whoever hears what this pipeline publishes reads; false when the run is stopped before.
+    pub(super) async fn begin(&self) -> bool {
         let all = async {
             for reads in &self.readers {
                 reads.cancelled().await;
             }
         };
         tokio::select! {
-            () = all => {}
-            () = self.chain_stop.cancelled() => {}
+            biased;
+            () = self.chain_stop.cancelled() => false,
+            () = all => true,
         }
     }
 

@@ -67,7 +67,8 @@ pub struct StreamSpec {
     pub discard: Discard,
     /// Whether it takes atomic batches.
     pub atomic: bool,
-    /// Whether no file lists it: another stream that stores its subjects does as well, unless it is read.
+    /// Whether it is made of a topic, or of dead letters: another stream that stores its subjects does as well, unless it
+    /// is read.
     pub implied: bool,
 }
 

@@ -128,16 +128,22 @@ impl Look<'_> {
         for spec in create {
             match find(&context, &spec.name, address).await {
                 Ok(Some(config)) => compare(spec, &config),
-                Ok(None) => match self.takes_its_place(spec).await {
-                    Ok(Some(stream)) => tracing::info!(
-                        target: "fluxmill::nats",
-                        "stream {} is not created: {stream} stores {} already", spec.name, spec.subjects.join(", ")
-                    ),
-                    Ok(None) => match if may_create { make(&context, spec, address).await } else { Ok(()) } {
-                        Ok(()) => new.push(*spec),
-                        Err(error) => self.errors.push(error),
+                Ok(None) => match if may_create { Some(make(&context, spec, address).await) } else { None } {
+                    Some(Ok(())) => new.push(*spec),
+                    // Why the server does not, if it does not, or would not.
+                    made => match (self.takes_its_place(spec).await, made) {
+                        (Ok(Some(other)), _) => tracing::info!(
+                            target: "fluxmill::nats",
+                            "stream {} is not created: {} stores {} already, with {} replicas",
+                            spec.name, other.name, spec.subjects.join(", "), other.num_replicas
+                        ),
+                        (Ok(None), Some(Err(error))) => self.errors.push(error),
+                        (Ok(None), _) => new.push(*spec),
+                        (Err(told), Some(Err(error))) if told.kind != BrokerErrorKind::Settings => {
+                            self.errors.push(error)
+                        }
+                        (Err(told), _) => self.unanswered(told),
                     },
-                    Err(error) => self.unanswered(error),
                 },
                 Err(error) => self.unanswered(error),
             }
@@ -149,16 +155,17 @@ impl Look<'_> {
     ///
     /// # Errors
     /// When it does not: a subject is in one stream.
-    async fn takes_its_place(&self, spec: &StreamSpec) -> Result<Option<String>, BrokerError> {
+    async fn takes_its_place(&self, spec: &StreamSpec) -> Result<Option<Config>, BrokerError> {
         let address = &self.connection.address;
         let action = || format!("create stream {} on {address}", spec.name);
         for subject in &spec.subjects {
             let taken = takers(&self.context, subject).await;
             let taken = taken.map_err(|reason| failed(BrokerErrorKind::Fatal, action(), reason))?;
-            let Some(Config { name, .. }) = taken.first() else { continue };
+            let Some(other) = taken.into_iter().next() else { continue };
             if spec.implied && !self.used.streams.contains(&spec.name.as_str()) {
-                return Ok(Some(name.clone()));
+                return Ok(Some(other));
             }
+            let name = other.name;
             let help = if spec.implied {
                 format!("read it as `nats: {{ stream: {name}, subjects: [\"{subject}\"] }}`, not as a topic")
             } else {

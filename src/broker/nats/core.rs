@@ -23,6 +23,8 @@ use crate::spec::{CoreNatsSourceSpec, NatsConnection};
 const WAITING_MAX: (usize, usize) = (65_536, 64 << 20);
 /// How often it is said at most that messages were lost.
 const SAY_INTERVAL: Duration = Duration::from_secs(10);
+/// How often the server may not say that it has read what is asked for before that is told.
+const UNREAD_MAX: u32 = 5;
 /// How long to wait before the server is asked once more whether it has read what is asked for.
 const PAUSE: Duration = Duration::from_millis(100);
 /// How long the server may take to send what it had for this process when that stops.
@@ -54,7 +56,7 @@ impl CoreSource {
         let partition = TopicPartition { topic: self.spec.subjects.join(",").into(), partition: 0 };
         let slot = context.tracker.assign(partition);
         let waiting = Waiting::new(&self.spec, &connection.address, slot);
-        let reader = Reader { connection: &connection, context, subscribers, waiting, slot };
+        let reader = Reader { connection: &connection, context, subscribers, waiting, slot, unread: 0 };
         let end = reader.work(lanes).await;
         context.tracker.revoke(slot);
         end
@@ -140,13 +142,15 @@ struct Reader<'a> {
     subscribers: SelectAll<Subscriber>,
     waiting: Waiting<'a>,
     slot: Slot,
+    /// How often the server did not say that it has read the subscriptions.
+    unread: u32,
 }
 
 impl Reader<'_> {
     async fn work(mut self, lanes: CloseLanes) -> Result<SourceEnd, BrokerError> {
         let context = self.context;
         while !context.stop.is_cancelled() {
-            if !context.reads.is_cancelled() && self.connection.round_trip().await {
+            if !context.reads.is_cancelled() && self.reads().await? {
                 context.reads.cancel();
                 let (subjects, queue) = (self.waiting.spec.subjects.join(", "), &self.waiting.spec.queue);
                 tracing::info!(target: "fluxmill::nats", "reads {subjects} in queue group {queue}");
@@ -188,6 +192,22 @@ impl Reader<'_> {
         self.waiting.lost += self.waiting.messages.len() as u64;
         self.waiting.tell(self.connection.link.slow(), true);
         Ok(if drained { SourceEnd::Drained } else { SourceEnd::Lost })
+    }
+
+    /// Whether what is published from now on comes.
+    async fn reads(&mut self) -> Result<bool, BrokerError> {
+        let comes = self.connection.round_trip().await;
+        // A refusal to subscribe comes before the answer, but by another way.
+        tokio::task::yield_now().await;
+        if let Some(refusal) = self.connection.refusal(|| format!("subscribe on {}", self.connection.address)) {
+            return Err(refusal);
+        }
+        self.unread += u32::from(!comes);
+        if self.unread == UNREAD_MAX && !comes {
+            let (address, subjects) = (&self.connection.address, self.waiting.spec.subjects.join(", "));
+            tracing::warn!(target: "fluxmill::nats", "{address} does not say that it has read who reads {subjects}; pipelines that publish there wait for that");
+        }
+        Ok(comes)
     }
 
     /// Takes a message, and all that came with it. Unconstrained: as much may have come as the connection reads in its

@@ -244,7 +244,9 @@ impl Subject {
     /// Whether this subject may be one that is made here.
     pub(super) fn may_be(&self, subject: &str) -> bool {
         let [first, .., last] = self.parts.as_slice() else { return subject == self.template };
-        subject == self.template || (subject.starts_with(first.as_str()) && subject.ends_with(last.as_str()))
+        let key = subject.strip_prefix(first.as_str()).and_then(|rest| rest.strip_suffix(last.as_str()));
+        // With one key in it, which has no dot; with more of them it is not looked at closely.
+        subject == self.template || key.is_some_and(|key| self.parts.len() > 2 || !key.contains('.'))
     }
 
     /// The subject of an event.

@@ -1,5 +1,7 @@
 //! What the server's answers mean: pure.
 
+use std::borrow::Cow;
+
 use async_nats::{Message, StatusCode};
 use serde::Deserialize;
 
@@ -123,10 +125,20 @@ fn is_stored(payload: &[u8]) -> bool {
     payload.starts_with(STREAM) && !payload.windows(ERROR.len()).any(|window| window == ERROR)
 }
 
-/// The stream of an answer that begins with it; else nothing.
-pub(super) fn stream(answer: &Message) -> &[u8] {
+/// Which stream says so, and in which domain: hub and leaf may have streams of one name. Nothing for an answer that
+/// does not begin with it.
+pub(super) fn stream(answer: &Message) -> Cow<'_, [u8]> {
+    const DOMAIN: &[u8] = b"\"domain\":\"";
+    let text = |from: &'_ [u8]| from.iter().position(|byte| *byte == b'"').unwrap_or(from.len());
     let rest = answer.payload.strip_prefix(STREAM).unwrap_or_default();
-    rest.split(|byte| *byte == b'"').next().unwrap_or_default()
+    let name = &rest[..text(rest)];
+    match rest.windows(DOMAIN.len()).position(|window| window == DOMAIN) {
+        None => Cow::Borrowed(name),
+        Some(at) => {
+            let domain = &rest[at + DOMAIN.len()..];
+            Cow::Owned([name, b"@", &domain[..text(domain)]].concat())
+        }
+    }
 }
 
 /// What the answer to the last message of an atomic batch of so many messages means.

@@ -33,7 +33,7 @@ pub(super) struct Sending<'a> {
     /// Where answers come to.
     inbox: Inbox,
     epoch: u64,
-    /// When the first that was sent is overdue.
+    /// When something was answered last, or sent while nothing was on its way.
     heard: Instant,
     /// Whether something was answered since `heard` was set.
     heard_some: bool,
@@ -216,7 +216,8 @@ impl<'a> Sending<'a> {
     /// Deals with an answer.
     fn take(&mut self, answer: &async_nats::Message) -> Result<(), BrokerError> {
         let verdict = verdict(answer);
-        let answered = self.inbox.answered(&answer.subject, (verdict == Verdict::Stored).then(|| stream(answer)));
+        let stored_by = (verdict == Verdict::Stored).then(|| stream(answer));
+        let answered = self.inbox.answered(&answer.subject, stored_by.as_deref());
         self.heard_some |= answered != Answered::Nothing;
         let numbers = match answered {
             Answered::Nothing | Answered::Some => return Ok(()),

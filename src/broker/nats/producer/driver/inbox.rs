@@ -129,7 +129,7 @@ impl Inbox {
                     return Answered::Unclear;
                 }
                 Some(stream) if run.answered > 0 && *run.stream != *stream => {
-                    // Others of the same subject will be stored by several streams too.
+                    // So it will be with others; which targets these are is not worth knowing here.
                     self.alone = u64::MAX;
                     return Answered::Unclear;
                 }

@@ -1,5 +1,5 @@
-//! Atomic batches: one at a time, in order, each until it is stored. What waits meanwhile goes together in the next one:
-//! the server makes a store for each batch, so that many small ones take long.
+//! Atomic batches: one at a time, in order, each until it is stored. What waits meanwhile for the same target goes
+//! together in the next one: the server makes a store for each batch, so that many small ones take long.
 //!
 //! Batches on their way together are stored in the order in which they end, so there is never a second one.
 //!
@@ -218,6 +218,11 @@ impl<'a> Batches<'a> {
         }
         if ended_some {
             self.unclear = 0;
+            return Ok(());
+        }
+        // Each by itself they may be taken: with one id in two of them the server refuses both for ever.
+        if self.together > 1 {
+            self.together = 1;
             return Ok(());
         }
         self.unclear += u32::from(!may_pass && later.is_none());
