@@ -9,7 +9,7 @@ use anyhow::{Context as _, ensure};
 use async_nats::{ConnectOptions, HeaderMap, Message};
 use support::chain::guest;
 use support::core::Core;
-use support::nats::Nats;
+use support::nats::{Jet, Nats};
 use support::process::{Fluxmill, Signal};
 use support::suite::{Case, Suite};
 
@@ -27,6 +27,7 @@ fn main() -> ExitCode {
     suite.nats("subjects_go_through_a_function_to_subjects", subjects_go_through_a_function_to_subjects);
     suite.nats("a_stop_loses_nothing_that_had_come", a_stop_loses_nothing_that_had_come);
     suite.nats("hops_between_pipelines_lose_nothing_at_starts_and_stops", hops_between_pipelines_lose_nothing);
+    suite.nats("nobody_publishes_to_who_may_not_read", nobody_publishes_to_who_may_not_read);
     suite.nats("who_may_not_publish_to_itself_reads_all_the_same", who_may_not_publish_to_itself_reads_all_the_same);
     suite.nats("what_does_not_end_in_time_is_told_to_be_lost", what_does_not_end_in_time_is_told_to_be_lost);
     suite.nats("members_of_a_queue_group_share", members_of_a_queue_group_share);
@@ -192,6 +193,33 @@ fn what_does_not_end_in_time_is_told_to_be_lost(case: &Case) -> anyhow::Result<(
     ensure!(ended.code == Some(1), "exit code {:?}", ended.code);
     let told = "did not end within 100ms; its broker keeps nothing, and it is lost";
     ensure!(ended.stderr.contains(told), "{}", ended.stderr);
+    Ok(())
+}
+
+/// What the second pipeline is not permitted to hear the first one does not take from its stream.
+fn nobody_publishes_to_who_may_not_read(case: &Case) -> anyhow::Result<()> {
+    let settings = "authorization { users: [ { user: admin, password: secret1 }, { user: app, password: secret2, \
+                    permissions: { subscribe: { deny: \"a.>\" } } } ] }";
+    let nats = Nats::start(settings)?;
+    let admin = || ConnectOptions::with_user_and_password("admin".into(), "secret1".into());
+    let jet = Jet::new(&nats.url(), admin())?;
+    let text = r#"
+name: test
+connections: { edge: { nats: { servers: ["${NATS}"], user: app, password: secret2 } } }
+pipelines:
+  first: { from: { nats: { stream: IN } }, to: { core_nats: { subject: "a.{key}" } } }
+  second: { from: { core_nats: { subjects: ["a.>"] } }, to: { core_nats: { subject: "b.{key}" } } }
+"#;
+    let file = case.write("chain.yaml", text)?;
+    jet.create("IN", &["in.>"])?;
+    jet.publish((0..1_000).map(message))?;
+    let setup = Setup { core: Core::connect(&nats.url(), admin())?, file, nats };
+    let ended = setup.run(case, &[], &["ERROR", "WARN"])?.finish(LIMIT)?;
+    ensure!(ended.code == Some(1), "exit code {:?}", ended.code);
+    ensure!(ended.stderr.contains("Permissions Violation for Subscription to \"a.>\""), "{}", ended.stderr);
+    let first = ended.stderr.lines().find(|line| line.contains("ended") && line.contains("\"first\""));
+    let taken = counted(first.context("no counts")?, "received")?;
+    ensure!(taken == 0, "{taken} events were taken");
     Ok(())
 }
 

@@ -7,11 +7,17 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context as _, ensure};
+use anyhow::{Context as _, bail, ensure};
 use async_nats::HeaderMap;
 use async_nats::jetstream::stream::{Config, DiscardPolicy};
+use fluxmill::broker::Sink as _;
+use fluxmill::broker::nats::{NatsProducer, Origins, Sender};
+use fluxmill::delivery::{TopicPartition, Tracker};
+use fluxmill::event::{BatchBuilder, Origin, Publication};
+use fluxmill::spec::{NatsAuth, NatsConnection};
 use support::chain::guest;
 use support::kafka::listen;
 use support::nats::{Jet, Nats, Stored};
@@ -26,6 +32,7 @@ fn main() -> ExitCode {
     suite.nats("batches_are_stored_whole_and_in_order", batches_are_stored_whole_and_in_order);
     suite.nats("kill_9_leaves_only_whole_batches", kill_9_leaves_only_whole_batches);
     suite.nats("a_killed_server_leaves_only_whole_batches", a_killed_server_leaves_only_whole_batches);
+    suite.nats("what_waits_twice_is_stored_once", what_waits_twice_is_stored_once);
     suite.nats("what_is_stored_already_is_left_out", what_is_stored_already_is_left_out);
     suite.nats("messages_too_large_are_dead_letters", messages_too_large_are_dead_letters);
     suite.nats("sizes_around_the_bound_are_stored_or_dead_letters", sizes_around_the_bound_are_stored_or_dead_letters);
@@ -227,6 +234,41 @@ fn a_killed_server_leaves_only_whole_batches(case: &Case) -> anyhow::Result<()> 
     let ended = run.stop(LIMIT)?;
     ensure!(ended.stderr.contains("is reachable again"), "{}", ended.stderr);
     setup.all(EVENTS)
+}
+
+/// As when a partition came back while what was published of it waited: both go together at first, and the server takes
+/// no batch that has one id twice.
+fn what_waits_twice_is_stored_once(case: &Case) -> anyhow::Result<()> {
+    let setup = Setup::new(case, "", &[])?;
+    let subjects = vec!["out.>".to_owned()];
+    setup.jet.create_with(Config { name: "OUT".into(), subjects, allow_atomic_publish: true, ..Config::default() })?;
+    let tracker = Arc::new(Tracker::default());
+    let slot = tracker.assign(TopicPartition { topic: "in".into(), partition: 0 });
+    let mut events = BatchBuilder::default();
+    for offset in 0..10 {
+        let value = format!("value {offset}");
+        events.append(Origin { slot, offset }, Some(b"key"), Some(value.as_bytes()), 0, std::iter::empty());
+    }
+    let events = events.finish();
+    let connection = NatsConnection { servers: vec![setup.nats.url()], tls: None, auth: NatsAuth::None };
+    let (producer, driver) = NatsProducer::new(&connection, "test", true);
+    let (pipeline, output) = ("test.main".to_owned(), "default".to_owned());
+    let sink = producer.sink("out.{key}", Sender { pipeline, output, tracker, origins: Origins::Partitions });
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    runtime.block_on(async {
+        let once = sink.publish(Publication::unchanged(events.clone())).await?;
+        let twice = sink.publish(Publication::unchanged(events)).await?;
+        let stored = async { anyhow::Ok([once.await?, twice.await?]) };
+        let reports = tokio::select! {
+            reports = tokio::time::timeout(LIMIT, stored) => reports.context("it is not stored")??,
+            ended = driver.run() => bail!("the producer has ended: {ended:?}"),
+        };
+        ensure!(reports.iter().all(|report| report.refused.is_empty()), "{reports:?}");
+        anyhow::Ok(())
+    })?;
+    let stored = setup.jet.read("OUT")?;
+    ensure!(stored.len() == 10, "{} messages", stored.len());
+    Ok(())
 }
 
 /// Everything is run again, in batches of other sizes, and some more.
