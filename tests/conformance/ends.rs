@@ -28,7 +28,7 @@ pub(super) fn redelivery(stage: &Stage<'_>) -> anyhow::Result<()> {
     let given_up = numbers(&two);
     drop(two);
     let start = Instant::now();
-    reading.give_up()?;
+    reading.give_up(stage.world.confirms())?;
     ensure!(start.elapsed() < reader.drain / 2, "it waited {:?} in vain", start.elapsed());
     stage.ensure_confirmed(&place, &reader, first)?;
 
@@ -37,7 +37,7 @@ pub(super) fn redelivery(stage: &Stage<'_>) -> anyhow::Result<()> {
     ensure!(numbers(&again)[0] == first && given_up[0] == first, "{:?} came again", numbers(&again));
     // This one ends with nothing done.
     drop(again);
-    reading.give_up()?;
+    reading.give_up(stage.world.confirms())?;
     stage.ensure_confirmed(&place, &reader, first)?;
 
     let (reading, mut seen) = (stage.read(&place, &reader)?, Seen::default());
@@ -58,7 +58,7 @@ pub(super) fn out_of_order(stage: &Stage<'_>) -> anyhow::Result<()> {
     three.token.done();
     two.token.done();
     // The first one is in flight until its time is up.
-    reading.give_up()?;
+    reading.give_up(stage.world.confirms())?;
     stage.ensure_confirmed(&place, &reader, 0)?;
     // Too late: its place is not this source's any more.
     one.token.done();
@@ -190,7 +190,7 @@ pub(super) fn drain(stage: &Stage<'_>) -> anyhow::Result<()> {
     let reading = stage.read(&place, &reader)?;
     let held = reading.take()?;
     ensure!(numbers(&held)[0] == confirmed, "it went on at {}", numbers(&held)[0]);
-    reading.give_up()?;
+    reading.give_up(stage.world.confirms())?;
     stage.ensure_confirmed(&place, &reader, confirmed)?;
     held.token.done();
     stage.ensure_confirmed(&place, &reader, confirmed)
