@@ -20,8 +20,8 @@ use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-/// Nothing here takes this long unless it hangs.
-pub const DEADLINE: Duration = Duration::from_secs(30);
+/// Nothing here takes this long unless it hangs: longer than a session (45 s), after which a group is whole again at last.
+pub const DEADLINE: Duration = Duration::from_secs(100);
 
 /// A row: key, value, timestamp, headers.
 pub type Row = (Option<Vec<u8>>, Option<Vec<u8>>, i64, Vec<(Vec<u8>, Option<Vec<u8>>)>);
