@@ -94,8 +94,11 @@ fn message(number: u64) -> (String, HeaderMap, Vec<u8>) {
 }
 
 fn numbers(messages: &[Message]) -> Vec<u64> {
-    let number = |message: &Message| std::str::from_utf8(&message.payload).ok()?.split(' ').next()?.parse().ok();
-    messages.iter().filter_map(number).collect()
+    messages.iter().filter_map(|message| number(&message.payload)).collect()
+}
+
+fn number(payload: &[u8]) -> Option<u64> {
+    std::str::from_utf8(payload).ok()?.split(' ').next()?.parse().ok()
 }
 
 /// A count of the last line, such as `received`.
@@ -173,7 +176,6 @@ pipelines:
         case.note(&format!("{confirmed} confirmed, {came} came out"));
         ensure!(came == confirmed, "{confirmed} confirmed, {came} came out");
     }
-    let number = |payload: &[u8]| std::str::from_utf8(payload).ok()?.split(' ').next()?.parse::<u64>().ok();
     let found: Vec<_> = jet.read("OUT")?.iter().filter_map(|stored| number(&stored.payload)).collect();
     ensure!(found.iter().copied().eq(0..found.len() as u64), "not each of them once, in order");
     Ok(())
@@ -317,7 +319,6 @@ fn two_lives_do_not_share_ids(case: &Case) -> anyhow::Result<()> {
         run.stop(LIMIT)?;
     }
     let stored = jet.read("STORED")?;
-    let number = |payload: &[u8]| std::str::from_utf8(payload).ok()?.split(' ').next()?.parse::<u64>().ok();
     let numbers: Vec<u64> = stored.iter().filter_map(|stored| number(&stored.payload)).collect();
     ensure!(numbers == (0..200).collect::<Vec<_>>(), "{numbers:?}");
     Ok(())

@@ -144,14 +144,19 @@ fn load(number: u64) -> (String, HeaderMap, Vec<u8>) {
     (subject, headers, payload)
 }
 
-/// The lane whose letter cannot be stored is not the only one that learns of it.
-fn a_stream_of_dead_letters_is_waited_for(case: &Case) -> anyhow::Result<()> {
+/// A chain over several lanes that waits for the stream of its dead letters.
+fn waits_for_letters(case: &Case, out: &'static str) -> anyhow::Result<Setup> {
     let lines = &["order: key", "lanes: 4", "batch: { max_events: 2 }"];
-    let chain = Chain { wasm: Some("faulty"), pipeline: lines, out: ", duplicate_window: 10m", ..Chain::default() };
-    let setup = Setup::new(case, &chain)?;
+    let setup = Setup::new(case, &Chain { wasm: Some("faulty"), pipeline: lines, out, ..Chain::default() })?;
     let text =
         std::fs::read_to_string(&setup.file)?.replace("subject: dead } } }", "subject: dead } }, when_missing: wait }");
     std::fs::write(&setup.file, text)?;
+    Ok(setup)
+}
+
+/// The lane whose letter cannot be stored is not the only one that learns of it.
+fn a_stream_of_dead_letters_is_waited_for(case: &Case) -> anyhow::Result<()> {
+    let setup = waits_for_letters(case, ", duplicate_window: 10m")?;
     let mut run = setup.run(case, &[], &["WARN"])?;
     let feeder = Jet::feed_at(&setup.nats.url(), 300, load)?;
     setup.jet.wait_for(LIMIT, "OUT", 50)?;
@@ -198,11 +203,7 @@ fn a_subject_without_a_stream_ends_the_run(case: &Case) -> anyhow::Result<()> {
 
 /// Whatever the others, whose letters go over the same connection, learn of it.
 fn an_output_that_is_gone_is_not_waited_for(case: &Case) -> anyhow::Result<()> {
-    let lines = &["order: key", "lanes: 4", "batch: { max_events: 2 }"];
-    let setup = Setup::new(case, &Chain { wasm: Some("faulty"), pipeline: lines, ..Chain::default() })?;
-    let text =
-        std::fs::read_to_string(&setup.file)?.replace("subject: dead } } }", "subject: dead } }, when_missing: wait }");
-    std::fs::write(&setup.file, text)?;
+    let setup = waits_for_letters(case, "")?;
     let run = setup.run(case, &[], &["WARN", "ERROR"])?;
     setup.jet.publish([event("good -1")])?;
     setup.jet.wait_for(LIMIT, "OUT", 1)?;

@@ -123,32 +123,38 @@ impl Look<'_> {
 
     /// Looks for the streams that are listed, and creates those that are missing, if it may. Returns these.
     async fn listed<'s>(&mut self, create: &[&'s StreamSpec], may_create: bool) -> Vec<&'s StreamSpec> {
-        let (context, address) = (self.context.clone(), &self.connection.address);
+        let address = &self.connection.address;
         let mut new = Vec::new();
         for spec in create {
-            match find(&context, &spec.name, address).await {
+            match find(&self.context, &spec.name, address).await {
                 Ok(Some(config)) => compare(spec, &config),
-                Ok(None) => match if may_create { Some(make(&context, spec, address).await) } else { None } {
-                    Some(Ok(())) => new.push(*spec),
-                    // Why the server does not, if it does not, or would not.
-                    made => match (self.takes_its_place(spec).await, made) {
-                        (Ok(Some(other)), _) => tracing::info!(
-                            target: "fluxmill::nats",
-                            "stream {} is not created: {} stores {} already, with {} replicas",
-                            spec.name, other.name, spec.subjects.join(", "), other.num_replicas
-                        ),
-                        (Ok(None), Some(Err(error))) => self.errors.push(error),
-                        (Ok(None), _) => new.push(*spec),
-                        (Err(told), Some(Err(error))) if told.kind != BrokerErrorKind::Settings => {
-                            self.errors.push(error)
-                        }
-                        (Err(told), _) => self.unanswered(told),
-                    },
-                },
+                Ok(None) if self.create(spec, may_create).await => new.push(*spec),
+                Ok(None) => {}
                 Err(error) => self.unanswered(error),
             }
         }
         new
+    }
+
+    /// Creates a stream that is missing, if it may. Whether it is there now, or would be.
+    async fn create(&mut self, spec: &StreamSpec, may_create: bool) -> bool {
+        let made = if may_create { Some(make(&self.context, spec, &self.connection.address).await) } else { None };
+        if let Some(Ok(())) = made {
+            return true;
+        }
+        // Why the server does not, if it does not, or would not.
+        match (self.takes_its_place(spec).await, made) {
+            (Ok(Some(other)), _) => tracing::info!(
+                target: "fluxmill::nats",
+                "stream {} is not created: {} stores {} already, with {} replicas",
+                spec.name, other.name, spec.subjects.join(", "), other.num_replicas
+            ),
+            (Ok(None), Some(Err(error))) => self.errors.push(error),
+            (Ok(None), _) => return true,
+            (Err(told), Some(Err(error))) if told.kind != BrokerErrorKind::Settings => self.errors.push(error),
+            (Err(told), _) => self.unanswered(told),
+        }
+        false
     }
 
     /// The stream that stores already what one that is missing would, where that does as well.

@@ -150,13 +150,14 @@ impl Reader<'_> {
     async fn work(mut self, lanes: CloseLanes) -> Result<SourceEnd, BrokerError> {
         let context = self.context;
         while !context.stop.is_cancelled() {
-            if !context.reads.is_cancelled() && self.reads().await? {
+            let begins = !context.reads.is_cancelled() && self.reads().await;
+            if let Some(refusal) = self.connection.refusal(|| format!("subscribe on {}", self.connection.address)) {
+                return Err(refusal);
+            }
+            if begins {
                 context.reads.cancel();
                 let (subjects, queue) = (self.waiting.spec.subjects.join(", "), &self.waiting.spec.queue);
                 tracing::info!(target: "fluxmill::nats", "reads {subjects} in queue group {queue}");
-            }
-            if let Some(refusal) = self.connection.refusal(|| format!("subscribe on {}", self.connection.address)) {
-                return Err(refusal);
             }
             self.waiting.hand_over(context);
             self.waiting.tell(self.connection.link.slow(), false);
@@ -194,20 +195,17 @@ impl Reader<'_> {
         Ok(if drained { SourceEnd::Drained } else { SourceEnd::Lost })
     }
 
-    /// Whether what is published from now on comes.
-    async fn reads(&mut self) -> Result<bool, BrokerError> {
+    /// Whether what is published from now on comes, unless that was refused.
+    async fn reads(&mut self) -> bool {
         let comes = self.connection.round_trip().await;
         // A refusal to subscribe comes before the answer, but by another way.
         tokio::task::yield_now().await;
-        if let Some(refusal) = self.connection.refusal(|| format!("subscribe on {}", self.connection.address)) {
-            return Err(refusal);
-        }
         self.unread += u32::from(!comes);
         if self.unread == UNREAD_MAX && !comes {
             let (address, subjects) = (&self.connection.address, self.waiting.spec.subjects.join(", "));
             tracing::warn!(target: "fluxmill::nats", "{address} does not say that it has read who reads {subjects}; pipelines that publish there wait for that");
         }
-        Ok(comes)
+        comes
     }
 
     /// Takes a message, and all that came with it. Unconstrained: as much may have come as the connection reads in its
